@@ -1,0 +1,172 @@
+package rafs
+
+import "errors"
+
+// Image is the metadata of one RAFS image, version 5 or 6: a mapped bootstrap
+// whose structures are decoded on demand. Nobody above this interface sees
+// which version it is.
+//
+// Inodes are named by numbers that are functions of the image alone (v5: the
+// inode number, v6: the nid), below 1<<44, never 0. Hard links of one file share
+// one number.
+//
+// All methods are safe for concurrent use and do not allocate when the caller's
+// buffers have room. The file may change or shrink under the map: every accessor
+// checks its bounds on each use, and a page that faults is ErrFault of that call,
+// never a crash. An inode whose record is damaged answers an error that wraps
+// ErrDamaged; other inodes go on.
+type Image interface {
+	Info() *Info // immutable
+	Root() uint64
+
+	// Attr fills a with the attributes of ino.
+	Attr(ino uint64, a *Attr) error
+	// Lookup finds name in the directory dir: its inode, or ErrNotExist. "." and
+	// ".." are not looked up here: see Parent.
+	Lookup(dir uint64, name []byte) (uint64, error)
+	// Parent returns the parent of a directory (the root's parent is the root).
+	Parent(dir uint64) (uint64, error)
+	// ReadDir places c before the entry at pos of directory dir, 0 being the
+	// beginning and other values Dirent.Next of an earlier entry.
+	ReadDir(dir uint64, pos uint64, c *Cursor) error
+	// Readlink appends the target of a symbolic link to dst.
+	Readlink(ino uint64, dst []byte) ([]byte, error)
+	// XattrNames appends the full names of ino's extended attributes, each
+	// ended by a NUL, to dst.
+	XattrNames(ino uint64, dst []byte) ([]byte, error)
+	// Xattr appends the value of the attribute of that full name to dst, or
+	// returns ErrNoXattr.
+	Xattr(ino uint64, name []byte, dst []byte) ([]byte, error)
+
+	// Extents appends to dst the pieces of blobs that make up the bytes
+	// [off, off+n) of the regular file ino, in file order, clipped at the end of
+	// the file. A file's hole is an Extent with Blob < 0.
+	Extents(ino, off uint64, n uint64, dst []Extent) ([]Extent, error)
+
+	// Blobs describes the blobs of the image, by blob index. Immutable.
+	Blobs() []Blob
+	// ChunkCount is one more than the highest chunk index of a blob that this
+	// image knows.
+	ChunkCount(blob int) (uint32, error)
+	// Chunk fills c with the description of a chunk, or returns ErrNoChunk for
+	// an index of which the image knows nothing.
+	Chunk(blob int, index uint32, c *Chunk) error
+
+	// Prefetch returns the inodes of the prefetch table, in order of priority.
+	Prefetch() []uint64
+
+	// Check verifies every structure that can be verified and hands each fault
+	// to report (structure, offset in the bootstrap, what is wrong); it stops
+	// when report returns false. It is linear in the size of the metadata.
+	Check(report func(Fault) bool) error
+
+	// Close unmaps the bootstrap. No other method may run during or after it.
+	Close() error
+}
+
+// Info is what the superblock says.
+type Info struct {
+	Version    int    // 5 or 6
+	Flags      uint64 // s_flags
+	FlagNames  []string
+	ChunkSize  uint32
+	Inodes     uint64 // as the superblock counts them
+	HasXattr   bool
+	Path       string   // where the bootstrap was opened, for messages
+	Size       int64    // of the bootstrap in bytes
+	Digest     [32]byte // sha256 of the bootstrap, if Options asked for it
+	Compressor uint8    // as in the blob table of v6: 0 none 1 lz4_block 2 gzip 3 zstd
+	Digester   uint8    // 0 blake3 1 sha256
+}
+
+// Attr is what stat(2) shows of an inode.
+type Attr struct {
+	Ino       uint64
+	Size      uint64
+	Blocks    uint64 // of 512 bytes
+	Mtime     int64  // seconds; may be negative
+	MtimeNsec uint32 // < 1e9
+	Mode      uint32 // type and permission bits, st_mode
+	Nlink     uint32
+	UID, GID  uint32
+	Rdev      uint32 // device nodes: the kernel's new_encode_dev form; else 0
+}
+
+// Dirent is one entry of a directory. Name is valid until the next call on the
+// cursor.
+type Dirent struct {
+	Name []byte
+	Ino  uint64
+	Next uint64 // position behind this entry: non-zero, below 1<<31
+	Type uint8  // DT_* value, never DT_UNKNOWN
+}
+
+// Extent is a piece of a regular file: Length bytes at FileOffset come from
+// chunk Chunk of blob Blob, beginning ChunkOffset bytes into the uncompressed
+// chunk.
+type Extent struct {
+	FileOffset         uint64
+	UncompressedOffset uint64 // of the piece (not of the chunk) in the blob's uncompressed address space
+	Blob               int32  // -1: a hole, reads as zeros
+	Chunk              uint32
+	ChunkOffset        uint32
+	Length             uint32
+}
+
+// Chunk describes one stored chunk. The flags are those of the 80-byte chunk
+// record.
+type Chunk struct {
+	CompressedOffset   uint64
+	UncompressedOffset uint64
+	CompressedSize     uint32
+	UncompressedSize   uint32
+	Flags              uint32
+	CRC32C             uint32
+	Digest             [32]byte
+}
+
+// Flags of a chunk record.
+const (
+	ChunkCompressed = 1 << 0
+	ChunkHole       = 1 << 1
+	ChunkEncrypted  = 1 << 2
+	ChunkBatch      = 1 << 3
+	ChunkHasCRC     = 1 << 4
+)
+
+// Blob is one entry of the image's blob table.
+type Blob struct {
+	ID               string
+	Features         uint32
+	ChunkCount       uint32 // as the table says; 0 = unknown
+	Compressor       uint8
+	Digester         uint8
+	CompressedSize   uint64 // upper bound of chunk data in the blob; 0 = unknown
+	UncompressedSize uint64 // 0 = unknown
+}
+
+// Fault is one thing that is wrong with a bootstrap.
+type Fault struct {
+	Structure string // "superblock", "inode", "directory", "chunk table", …
+	Offset    int64  // in the bootstrap
+	Path      string // of the file concerned, if known
+	Err       error
+}
+
+// Errors of an Image. ErrNotExist and the like are what a caller turns into an
+// errno; everything else is EIO.
+var (
+	ErrNotExist   = errors.New("no such entry")
+	ErrNotDir     = errors.New("not a directory")
+	ErrIsDir      = errors.New("is a directory")
+	ErrNotSymlink = errors.New("not a symbolic link")
+	ErrNotRegular = errors.New("not a regular file")
+	ErrNoXattr    = errors.New("no such attribute")
+	ErrNoChunk    = errors.New("no such chunk in the image")
+	ErrStale      = errors.New("no such inode in the image")
+	ErrDamaged    = errors.New("damaged metadata")
+	ErrFault      = errors.New("the bootstrap shrank under its mapping")
+	ErrNotRAFS    = errors.New("not a RAFS bootstrap")
+	// ErrUnsupported wraps the name of a feature that is recognised and refused.
+	ErrUnsupported = errors.New("unsupported image feature")
+)
