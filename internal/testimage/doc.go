@@ -1,0 +1,26 @@
+// Package testimage writes small RAFS v5 and v6 images for tests: a tree
+// described in code, or copied from a host directory, becomes a bootstrap and
+// data blobs on disk.
+//
+//	Tree ──number──▶ plan ──chunk──▶ blobs/ID   (chunker, codec, blobmeta)
+//	                   │                │
+//	                   └──── v5 | v6 ◀──┘ chunk records
+//	                           │
+//	                           ▼
+//	                       bootstrap
+//
+// What comes out depends on the tree and the options alone: the same input
+// gives the same bytes, names of blobs included. Structure and values follow
+// what the reference builder writes; where the format leaves a choice (places
+// of v6 inodes, order of extended attributes) the choice here is the simple one.
+//
+// Scale: a tree holds a few hundred bytes per inode and never the content of
+// generated files; bootstraps and blobs are streamed to disk. A million inodes
+// take seconds, a file of many GiB takes one pass over its distinct chunks.
+//
+// Errors: the methods of Tree that add files remember the first mistake, and
+// Write reports it. A Tree may be written several times, also concurrently; it
+// must not be changed meanwhile.
+//
+// Trust: the input is a test's own. Nothing here is meant for foreign bytes.
+package testimage
