@@ -32,12 +32,8 @@ func mountEROFS(t *testing.T, img *testimage.Image) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var options []string
-	for _, d := range devices {
-		options = append(options, "device="+d)
-	}
 	dir := t.TempDir()
-	err = unix.Mount(img.Bootstrap, dir, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, strings.Join(options, ","))
+	err = mountDevices(img.Bootstrap, dir, devices)
 	if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.EPERM) {
 		t.Skipf("SKIPPED, KERNEL NOT ASKED: no file-backed EROFS mounts (Linux 6.12) here: %v", err)
 	}
@@ -50,6 +46,33 @@ func mountEROFS(t *testing.T, img *testimage.Image) string {
 		}
 	})
 	return dir
+}
+
+// mountDevices mounts an EROFS image with its devices on dir. It does without
+// mount(2), whose one page of options is too short for many devices.
+func mountDevices(image, dir string, devices []string) error {
+	fd, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.FsconfigSetString(fd, "source", image); err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if err := unix.FsconfigSetString(fd, "device", d); err != nil {
+			return err
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return err
+	}
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mnt)
+	return unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // hostManifest returns the manifest of a host directory.
