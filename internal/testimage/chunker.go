@@ -24,7 +24,7 @@ type Chunk struct {
 	UncompressedSize   uint32
 	CompressedOffset   uint64 // in the blob
 	UncompressedOffset uint64 // in the blob's uncompressed address space
-	FileOffset         uint64 // in the first file that has it
+	FileOffset         uint64 // in the last file that has it, at its last place there
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -87,7 +87,7 @@ func (c *chunker) file(content Content, refs []uint32) ([]uint32, error) {
 			}
 			return nil, fmt.Errorf("content at %d: %d of %d bytes: %w", off, got, n, err)
 		}
-		nr, err := c.store(data, uint64(off))
+		nr, err := c.store(data)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +103,7 @@ func (c *chunker) file(content Content, refs []uint32) ([]uint32, error) {
 }
 
 // store returns the number of the chunk with these bytes, new or known.
-func (c *chunker) store(data []byte, fileOffset uint64) (uint32, error) {
+func (c *chunker) store(data []byte) (uint32, error) {
 	key := chunkKey{c.opt.Digest.sum(data), uint32(len(data))}
 	if nr, ok := c.byDigest[key]; ok {
 		return nr, nil
@@ -128,7 +128,6 @@ func (c *chunker) store(data []byte, fileOffset uint64) (uint32, error) {
 		CRC32C: crc32.Checksum(data, castagnoli), Compressed: compressed,
 		CompressedSize: uint32(len(stored)), UncompressedSize: key.size,
 		CompressedOffset: blob.size, UncompressedOffset: blob.addresses,
-		FileOffset: fileOffset,
 	}
 	if err := blob.write(stored); err != nil {
 		return 0, err

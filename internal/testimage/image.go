@@ -211,6 +211,9 @@ func (img *Image) writeBlobs(prefetch []uint32) error {
 		e := &p.entries[nr]
 		first := p.at(e.first)
 		e.refAt, e.refCount = first.refAt, first.refCount
+		for i, ref := range p.chunks(e) {
+			c.chunks[ref].FileOffset = uint64(i) * uint64(img.Options.ChunkSize)
+		}
 	}
 	img.Chunks = c.chunks
 	ofBlob := make([][]*Chunk, len(c.blobs))

@@ -134,7 +134,7 @@ func (p *plan) path(nr uint32) string {
 }
 
 // files returns the numbers of the regular files in the order of their data:
-// those below the prefetch paths first, then the rest.
+// those below each of the prefetch paths first, then the rest.
 func (p *plan) files(prefetch []uint32) []uint32 {
 	var order []uint32
 	seen := make([]bool, len(p.entries)+1)
@@ -146,9 +146,12 @@ func (p *plan) files(prefetch []uint32) []uint32 {
 		}
 	}
 	for _, nr := range prefetch {
+		below := []uint32{nr}
 		if p.at(nr).node.dir != nil {
-			p.depthFirst(nr, add)
-		} else {
+			p.depthFirst(nr, func(nr uint32) { below = append(below, nr) })
+			slices.Sort(below)
+		}
+		for _, nr := range below {
 			add(nr)
 		}
 	}

@@ -200,10 +200,6 @@ func (img *Image) appendInodeV5(b []byte, nr uint32, digest *[32]byte) []byte {
 		flags |= inodeFlagXattr
 		xattrBytes = roundUp(xattrPairsV5(n), 8)
 	}
-	blocks := size
-	if n.kind() == unix.S_IFDIR {
-		blocks += xattrBytes
-	}
 
 	b = append(b, digest[:]...)
 	b = le.AppendUint64(b, parent)
@@ -213,7 +209,7 @@ func (img *Image) appendInodeV5(b []byte, nr uint32, digest *[32]byte) []byte {
 	b = le.AppendUint32(b, 0) // project id
 	b = le.AppendUint32(b, n.mode)
 	b = le.AppendUint64(b, uint64(size))
-	b = le.AppendUint64(b, uint64(roundUp(blocks, 512)/512))
+	b = le.AppendUint64(b, uint64(roundUp(size+xattrBytes, 512)/512))
 	b = le.AppendUint64(b, flags)
 	b = le.AppendUint32(b, e.nlink)
 	b = le.AppendUint32(b, childIndex)
