@@ -56,7 +56,7 @@ type Difference struct {
 }
 
 func (d Difference) String() string {
-	path := string(appendEscaped(nil, d.Path, false))
+	path := Escape(d.Path)
 	switch {
 	case d.Field == fieldNames[fieldPath] && d.Got == "":
 		return path + ": missing"
@@ -118,11 +118,11 @@ func Compare(got, want []Entry, o Options) Differences {
 	for len(got) > 0 || len(want) > 0 {
 		switch {
 		case len(want) == 0 || len(got) > 0 && got[0].Path < want[0].Path:
-			add(got[0].Path, fieldPath, string(appendEscaped(nil, got[0].Path, false)), "")
+			add(got[0].Path, fieldPath, Escape(got[0].Path), "")
 			got = got[1:]
 			continue
 		case len(got) == 0 || want[0].Path < got[0].Path:
-			add(want[0].Path, fieldPath, "", string(appendEscaped(nil, want[0].Path, false)))
+			add(want[0].Path, fieldPath, "", Escape(want[0].Path))
 			want = want[1:]
 			continue
 		}

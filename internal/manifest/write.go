@@ -137,3 +137,7 @@ func appendEscaped(dst []byte, s string, inXattrName bool) []byte {
 	}
 	return dst
 }
+
+// Escape returns s as a manifest shows a path: without spaces, line ends and
+// bytes that are not printable ASCII. Messages that name a path use it.
+func Escape(s string) string { return string(appendEscaped(nil, s, false)) }
