@@ -78,7 +78,7 @@ func TestManifestOfATree(t *testing.T) {
 	}
 	file("/empty", "", 0o640)
 	file("/setid", "x", 0o6755)
-	file("/big", strings.Repeat("0123456789abcdef", 3<<16), 0o444) // more than one buffer
+	file("/big", strings.Repeat("0123456789abcdef", 3<<16), 0o644) // more than one buffer
 	file("/odd \n\\\xff\x01name", "odd", 0o644)
 	file("/"+strings.Repeat("n", 255), "long", 0o644)
 
