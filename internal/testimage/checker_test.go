@@ -523,9 +523,7 @@ func (m *image) checkTree() {
 			dirs[in.parent]++
 		}
 	}
-	hasXattr := false
 	for _, in := range m.inodes {
-		hasXattr = hasXattr || len(in.xattrs) > 0
 		if in.mode&unix.S_IFMT == unix.S_IFDIR {
 			m.must(in.nlink == 2+dirs[in.ino], "%s: nlink %d with %d sub-directories", in.path, in.nlink, dirs[in.ino])
 			names := make([]string, len(in.children))
@@ -550,7 +548,11 @@ func (m *image) checkTree() {
 			m.must(c.csize <= c.usize && (c.flags&1 != 0) == (c.csize < c.usize), "%s: chunk sizes %d, %d, flags %#x", in.path, c.csize, c.usize, c.flags)
 		}
 	}
-	m.must(hasXattr == (m.flags&0x20 != 0), "flag HAS_XATTR")
+	m.must(m.hasXattrs() == (m.flags&0x20 != 0), "flag HAS_XATTR")
+}
+
+func (m *image) hasXattrs() bool {
+	return slices.ContainsFunc(m.inodes, func(in *inode) bool { return len(in.xattrs) > 0 })
 }
 
 // checkBlobs reads every blob in dir and checks its chunks against their

@@ -139,13 +139,16 @@ func compareImages(t *testing.T, got, want *image) {
 			differ("blob %d: id %s, want %s: other bytes", i, g.id, w.id)
 		}
 	}
-	if plain {
-		for name, w := range want.tables {
-			if name == "super" || name == "ext" {
-				continue // sizes of the metadata area follow another allocator
-			}
+	if got.version == 6 {
+		clear(got.tables["ext"][24:32]) // the chunk table's place: inodes are placed otherwise
+		clear(want.tables["ext"][24:32])
+	} else if !got.hasXattrs() && plain && !bytes.Equal(got.raw, want.raw) {
+		differ("bootstraps differ from byte %d on", firstDifference(got.raw, want.raw)) // xattrs are in no order in the reference's
+	}
+	for name, w := range want.tables {
+		if plain || name == "super" || name == "ext" && got.version == 6 {
 			if !bytes.Equal(got.tables[name], w) {
-				differ("%s table differs:\n% x\nwant\n% x", name, got.tables[name], w)
+				differ("%s table differs from byte %d on", name, firstDifference(got.tables[name], w))
 			}
 		}
 	}
@@ -191,4 +194,13 @@ func compareImages(t *testing.T, got, want *image) {
 			}
 		}
 	}
+}
+
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
 }

@@ -228,8 +228,10 @@ func (img *Image) superblocksV6() ([]byte, error) {
 	le.PutUint32(x[20:], opt.ChunkSize)
 	le.PutUint64(x[24:], uint64(l.ChunkTable.Offset))
 	le.PutUint64(x[32:], uint64(l.ChunkTable.Size))
-	le.PutUint64(x[40:], uint64(l.PrefetchTable.Offset))
-	le.PutUint32(x[48:], uint32(l.PrefetchTable.Size))
+	if l.PrefetchTable.Size > 0 {
+		le.PutUint64(x[40:], uint64(l.PrefetchTable.Offset))
+		le.PutUint32(x[48:], uint32(l.PrefetchTable.Size))
+	}
 	return b, nil
 }
 
