@@ -10,8 +10,9 @@ import "errors"
 // inode number, v6: the nid), below 1<<44, never 0. Hard links of one file share
 // one number.
 //
-// All methods are safe for concurrent use and do not allocate when the caller's
-// buffers have room. The file may change or shrink under the map: every accessor
+// All methods are safe for concurrent use and, Check and the first use of the
+// chunk index apart, do not allocate when the caller's buffers have room. The
+// file may change or shrink under the map: every accessor
 // checks its bounds on each use, and a page that faults is ErrFault of that call,
 // never a crash. An inode whose record is damaged answers an error that wraps
 // ErrDamaged; other inodes go on.
@@ -27,7 +28,9 @@ type Image interface {
 	// Parent returns the parent of a directory (the root's parent is the root).
 	Parent(dir uint64) (uint64, error)
 	// ReadDir places c before the entry at pos of directory dir, 0 being the
-	// beginning and other values Dirent.Next of an earlier entry.
+	// beginning and other values Dirent.Next of an earlier entry. "." and ".."
+	// are never among the entries. Damaged entries are left out of the listing,
+	// which then ends with an error that wraps ErrDamaged instead of a plain end.
 	ReadDir(dir uint64, pos uint64, c *Cursor) error
 	// Readlink appends the target of a symbolic link to dst.
 	Readlink(ino uint64, dst []byte) ([]byte, error)
@@ -40,8 +43,15 @@ type Image interface {
 
 	// Extents appends to dst the pieces of blobs that make up the bytes
 	// [off, off+n) of the regular file ino, in file order, clipped at the end of
-	// the file. A file's hole is an Extent with Blob < 0.
+	// the file. A file's hole is an Extent with Blob < 0. Every extent is checked
+	// against the description that Chunk gives of its chunk: both name the same
+	// place of the blob's uncompressed address space.
+	//
+	// The first call builds the index from (blob, chunk index) to descriptions,
+	// in time linear in the metadata; ChunksIndexed tells whether that is done.
 	Extents(ino, off uint64, n uint64, dst []Extent) ([]Extent, error)
+
+	ChunksIndexed() bool
 
 	// Blobs describes the blobs of the image, by blob index. Immutable.
 	Blobs() []Blob
@@ -52,7 +62,8 @@ type Image interface {
 	// an index of which the image knows nothing.
 	Chunk(blob int, index uint32, c *Chunk) error
 
-	// Prefetch returns the inodes of the prefetch table, in order of priority.
+	// Prefetch returns the inodes of the prefetch table, in order of priority,
+	// without the entries that name no inode. The slice is the caller's.
 	Prefetch() []uint64
 
 	// Check verifies every structure that can be verified and hands each fault
@@ -60,23 +71,27 @@ type Image interface {
 	// when report returns false. It is linear in the size of the metadata.
 	Check(report func(Fault) bool) error
 
-	// Close unmaps the bootstrap. No other method may run during or after it.
+	// Close gives back the image; the last one to do so unmaps the bootstrap.
+	// No other method of this holder may run during or after it.
 	Close() error
 }
 
 // Info is what the superblock says.
 type Info struct {
-	Version    int    // 5 or 6
-	Flags      uint64 // s_flags
-	FlagNames  []string
-	ChunkSize  uint32
-	Inodes     uint64 // as the superblock counts them
-	HasXattr   bool
-	Path       string   // where the bootstrap was opened, for messages
-	Size       int64    // of the bootstrap in bytes
-	Digest     [32]byte // sha256 of the bootstrap, if Options asked for it
-	Compressor uint8    // as in the blob table of v6: 0 none 1 lz4_block 2 gzip 3 zstd
-	Digester   uint8    // 0 blake3 1 sha256
+	Version   int    // 5 or 6
+	Flags     uint64 // s_flags
+	FlagNames []string
+	ChunkSize uint32
+	Inodes    uint64 // as the superblock counts them
+	HasXattr  bool
+	// ExplicitIDs: the owners in the image are real. If not, every file belongs
+	// to the user and group that the server runs as.
+	ExplicitIDs bool
+	Path        string   // where the bootstrap was opened, for messages
+	Size        int64    // of the bootstrap in bytes
+	Digest      [32]byte // sha256 of the bootstrap, if Options asked for it
+	Compressor  uint8    // as in the blob table of v6: 0 none 1 lz4_block 2 gzip 3 zstd
+	Digester    uint8    // 0 blake3 1 sha256
 }
 
 // Attr is what stat(2) shows of an inode.
@@ -92,12 +107,12 @@ type Attr struct {
 	Rdev      uint32 // device nodes: the kernel's new_encode_dev form; else 0
 }
 
-// Dirent is one entry of a directory. Name is valid until the next call on the
-// cursor.
+// Dirent is one entry of a directory. Name is a copy in the cursor's own buffer,
+// valid until the next call on the cursor.
 type Dirent struct {
 	Name []byte
 	Ino  uint64
-	Next uint64 // position behind this entry: non-zero, below 1<<31
+	Next uint64 // position behind this entry: non-zero, below 1<<31 - 2
 	Type uint8  // DT_* value, never DT_UNKNOWN
 }
 
