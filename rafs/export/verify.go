@@ -1,0 +1,77 @@
+package export
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/rafsd/rafsd/rafs"
+)
+
+// VerifyData reads every chunk that the image names, of every blob in stored
+// order, and compares it with its digest. Each bad chunk is handed to report,
+// which may end the work by returning false. progress is told of compressed
+// bytes that were read.
+func VerifyData(ctx context.Context, img rafs.Image, chunks *BlobChunks, report func(error) bool, progress func(n int64)) error {
+	for blob := range img.Blobs() {
+		order, err := storedOrder(img, blob)
+		if err != nil {
+			return err
+		}
+		for _, x := range order {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if _, err := chunks.Chunk(ctx, blob, x.index); err != nil && !report(err) {
+				return nil
+			}
+			if progress != nil {
+				progress(int64(x.size))
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+type storedChunk struct {
+	offset uint64
+	index  uint32
+	size   uint32
+}
+
+// storedOrder lists the chunks of a blob that the image knows, as they lie in
+// the blob.
+func storedOrder(img rafs.Image, blob int) ([]storedChunk, error) {
+	n, err := img.ChunkCount(blob)
+	if err != nil {
+		return nil, err
+	}
+	var order []storedChunk
+	for i := range n {
+		var k rafs.Chunk
+		switch err := img.Chunk(blob, i, &k); {
+		case errors.Is(err, rafs.ErrNoChunk):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		order = append(order, storedChunk{k.CompressedOffset, i, k.CompressedSize})
+	}
+	slices.SortFunc(order, func(a, b storedChunk) int { return cmp.Compare(a.offset, b.offset) })
+	return order, nil
+}
+
+// DataSize is the number of compressed bytes that VerifyData will read.
+func DataSize(img rafs.Image) (total int64, err error) {
+	for blob := range img.Blobs() {
+		order, err := storedOrder(img, blob)
+		if err != nil {
+			return 0, err
+		}
+		for _, x := range order {
+			total += int64(x.size)
+		}
+	}
+	return total, nil
+}
