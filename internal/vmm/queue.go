@@ -53,6 +53,7 @@ type Chain struct {
 
 	table   Buffer // indirect table, when there is more than one buffer
 	entries int    // descriptors in the table that are laid out
+	space   uint64 // room of the buffers laid out
 	head    uint16
 	used    uint32
 }
@@ -236,7 +237,7 @@ func (q *Queue) layout(c *Chain) error {
 		}
 		d.put(c.table.Bytes[i*descSize:])
 	}
-	c.entries = n
+	c.entries, c.space = n, c.room()
 	return nil
 }
 
@@ -410,7 +411,11 @@ func (q *Queue) Reap(dst []*Chain) ([]*Chain, error) {
 
 // verify checks the used length and, for guarded chains, what lies behind it.
 func (c *Chain) verify(q *Queue) error {
-	if room := c.room(); uint64(c.used) > room {
+	room := c.space
+	if c.entries == 0 {
+		room = c.room()
+	}
+	if uint64(c.used) > room {
 		return violation("queue %d head %d: used.len is %d, the chain has room for %d", q.index, c.head, c.used, room)
 	}
 	if !c.Guard {
