@@ -242,16 +242,6 @@ func (img *Image) writeBlobs(prefetch []uint32) error {
 	return nil
 }
 
-// chunksOf returns the chunks of the file e.
-func (img *Image) chunksOf(e *entry) []Chunk {
-	refs := img.plan.chunks(e)
-	chunks := make([]Chunk, len(refs))
-	for i, nr := range refs {
-		chunks[i] = img.Chunks[nr]
-	}
-	return chunks
-}
-
 // appendChunkRecord appends the 80-byte record of v5 chunk lists and of the v6
 // chunk table.
 func (o *Options) appendChunkRecord(b []byte, c *Chunk, fileOffset uint64) []byte {

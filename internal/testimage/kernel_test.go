@@ -1,6 +1,7 @@
 package testimage_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -139,29 +140,91 @@ func hostManifest(t *testing.T, root string) []manifest.Entry {
 }
 
 func TestKernelShowsTheTree(t *testing.T) {
-	for name, opt := range map[string]testimage.Options{
-		"plain":              {},
-		"zstd 4 KiB chunks":  {Compressor: testimage.Zstd, ChunkSize: 1 << 12},
-		"lz4 16 MiB chunks":  {Compressor: testimage.LZ4, ChunkSize: 1 << 24},
-		"gzip sha256":        {Compressor: testimage.Gzip, Digest: testimage.SHA256, ChunkSize: 1 << 16},
-		"compact":            {Compact: true, Compressor: testimage.LZ4},
-		"seven blobs":        {Blobs: 7, Compressor: testimage.Zstd, ChunkSize: 1 << 16},
-		"prefetch, compact":  {Compact: true, Prefetch: []string{"/wide", "/data/text", "/"}},
-		"forty blobs, 4 KiB": {Blobs: 40, ChunkSize: 1 << 12},
+	empty := func() *testimage.Tree {
+		tree := testimage.NewTree()
+		tree.File("/a/empty", nil)
+		return tree
+	}
+	for name, tt := range map[string]struct {
+		tree func() *testimage.Tree
+		opt  testimage.Options
+	}{
+		"plain":              {testimage.Sample, testimage.Options{}},
+		"zstd 4 KiB chunks":  {testimage.Sample, testimage.Options{Compressor: testimage.Zstd, ChunkSize: 1 << 12}},
+		"lz4 16 MiB chunks":  {testimage.Sample, testimage.Options{Compressor: testimage.LZ4, ChunkSize: 1 << 24}},
+		"gzip sha256":        {testimage.Sample, testimage.Options{Compressor: testimage.Gzip, Digest: testimage.SHA256}},
+		"compact prefetch":   {testimage.Sample, testimage.Options{Compact: true, Prefetch: []string{"/wide", "/"}}},
+		"seven blobs":        {testimage.Sample, testimage.Options{Blobs: 7, Compressor: testimage.Zstd, ChunkSize: 1 << 16}},
+		"forty blobs, 4 KiB": {testimage.Sample, testimage.Options{Blobs: 40, ChunkSize: 1 << 12}},
+		"no blob":            {empty, testimage.Options{}},
+		"nothing":            {testimage.NewTree, testimage.Options{Compact: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			img, err := testimage.Sample().Write(t.TempDir(), opt)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := img.Manifest()
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := hostManifest(t, mountEROFS(t, img))
-			if d := manifest.Compare(got, want, manifest.Options{}); !d.Equal() {
+			img := write(t, tt.tree(), tt.opt)
+			dir := mountEROFS(t, img)
+			if d := manifest.Compare(hostManifest(t, dir), imageManifest(t, img), manifest.Options{}); !d.Equal() {
 				t.Errorf("the kernel shows another tree:\n%v", d)
+			}
+			// And back: the tree that the kernel shows gives the same image.
+			tree, err := testimage.FromDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := write(t, tree, tt.opt)
+			x, errX := os.ReadFile(img.Bootstrap)
+			y, errY := os.ReadFile(again.Bootstrap)
+			if errX != nil || errY != nil || !bytes.Equal(x, y) && !tt.opt.Compact { // a compact root lost its mtime
+				t.Errorf("bootstraps differ from byte %d on (%v, %v)", firstDifference(x, y), errX, errY)
+			}
+		})
+	}
+}
+
+// TestHugeFiles writes files of more than 4 GiB, in both versions, and reads
+// them around 4 GiB through the kernel.
+func TestHugeFiles(t *testing.T) {
+	const size = 5<<30 + 4321
+	content := testimage.Pattern(size, 5)
+	tree := testimage.NewTree()
+	tree.SizedFile("/huge", size, 5)
+	tree.FileOf("/zeros", testimage.Zeros(4<<30))
+	for name, opt := range map[string]testimage.Options{
+		"v5":       {Version: 5, Compressor: testimage.LZ4, ChunkSize: 1 << 20},
+		"v6":       {Compressor: testimage.LZ4, ChunkSize: 1 << 20},
+		"v6 large": {Compressor: testimage.LZ4, ChunkSize: 1 << 24, Compact: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			img := write(t, tree, opt)
+			m, err := checkBootstrap(img.Bootstrap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.checkBlobs(img.BlobDir, true); err != nil {
+				t.Error(err)
+			}
+			if got := m.byPath["/huge"].size; got != size {
+				t.Errorf("size %d, want %d", got, size)
+			}
+			if stored := img.Blobs[0].Size; stored > 16<<20 {
+				t.Errorf("blob of %d bytes: chunks were not shared", stored)
+			}
+			if opt.Version == testimage.V5 {
+				return
+			}
+			f, err := os.Open(filepath.Join(mountEROFS(t, img), "huge"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			for _, off := range []int64{0, 1<<31 - 100, 1<<32 - 5000, 1 << 32, 1<<32 + 3<<20, size - 6000} {
+				got, want := make([]byte, 10_000), make([]byte, 10_000)
+				n, _ := f.ReadAt(got, off)
+				k, _ := content.ReadAt(want, off)
+				if n != k || !bytes.Equal(got[:n], want[:k]) {
+					t.Errorf("%d bytes at %d: the kernel reads %d others", k, off, n)
+				}
 			}
 		})
 	}

@@ -94,3 +94,17 @@ func (img *Image) Inode(path string) (InodeLayout, error) {
 	}
 	return in, nil
 }
+
+// ChunksOf returns the chunks of the regular file at path, in file order.
+func (img *Image) ChunksOf(path string) ([]Chunk, error) {
+	nr := img.plan.find(path)
+	if nr == 0 {
+		return nil, fmt.Errorf("chunks of %q: %w", path, fs.ErrNotExist)
+	}
+	refs := img.plan.chunks(img.plan.at(nr))
+	chunks := make([]Chunk, len(refs))
+	for i, ref := range refs {
+		chunks[i] = img.Chunks[ref]
+	}
+	return chunks, nil
+}

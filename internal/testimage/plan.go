@@ -107,10 +107,10 @@ func (p *plan) find(path string) uint32 {
 	nr := uint32(1)
 	for _, name := range splitPath(path) {
 		d := p.at(nr)
-		children := p.entries[d.firstChild-1:][:d.children]
 		if d.node.dir == nil {
 			return 0
 		}
+		children := p.entries[d.firstChild-1:][:d.children]
 		i, ok := slices.BinarySearchFunc(children, name, func(e entry, name string) int {
 			return compareNames(e.name, name)
 		})
