@@ -137,7 +137,11 @@ func TestEveryChunkSize(t *testing.T) {
 				t.Parallel()
 				size := int64(1) << shift
 				tree := testimage.NewTree()
-				for i, n := range []int64{1, size - 1, size, size + 1} {
+				sizes := []int64{size + 1}
+				if size <= 1<<20 {
+					sizes = []int64{1, size - 1, size, size + 1}
+				}
+				for i, n := range sizes {
 					tree.FileOf(fmt.Sprintf("/pattern/%d", i), testimage.Pattern(n, uint64(i)))
 				}
 				tree.FileOf("/zeros", testimage.Zeros(2*size+5))
@@ -177,8 +181,8 @@ func TestTreesWithoutData(t *testing.T) {
 func TestSameBytes(t *testing.T) {
 	build := func(shuffle bool) *testimage.Tree {
 		tree := testimage.NewTree()
-		order := rand.Perm(300)
-		for i := range 300 {
+		order := rand.Perm(60)
+		for i := range 60 {
 			nr := i
 			if shuffle {
 				nr = order[i]
@@ -187,7 +191,7 @@ func TestSameBytes(t *testing.T) {
 			if shuffle {
 				slices.Reverse(attrs)
 			}
-			tree.FileOf(fmt.Sprintf("/d%d/%d", nr%7, nr), testimage.Pattern(int64(nr*100), uint64(nr/2)), attrs...)
+			tree.FileOf(fmt.Sprintf("/d%d/%d", nr%7, nr), testimage.Pattern(int64(nr*1000), uint64(nr/2)), attrs...)
 		}
 		return tree
 	}
@@ -256,7 +260,7 @@ func TestFromDir(t *testing.T) {
 
 // TestGoErofs walks v6 images with an independent EROFS reader.
 func TestGoErofs(t *testing.T) {
-	for _, name := range []string{"v6 default", "v6 lz4 compact", "v6 seven blobs", "v6 prefetch"} {
+	for _, name := range []string{"v6 lz4 compact", "v6 seven blobs"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			img := write(t, testimage.Sample(), shapes[name])
