@@ -71,7 +71,7 @@ func entryOf(img rafs.Image, path string, ino uint64, a *rafs.Attr, buf *[]byte)
 	}
 	switch e.Type {
 	case manifest.CharDevice, manifest.BlockDevice:
-		e.Major, e.Minor = splitRdev(a.Rdev)
+		e.Major, e.Minor = rafs.SplitRdev(a.Rdev)
 	case manifest.Symlink:
 		target, err := img.Readlink(ino, (*buf)[:0])
 		if err != nil {
@@ -80,7 +80,7 @@ func entryOf(img rafs.Image, path string, ino uint64, a *rafs.Attr, buf *[]byte)
 		*buf = target
 		e.Target, e.Size = string(target), uint64(len(target))
 	}
-	err := eachXattr(img, ino, buf, func(name string, value []byte) {
+	err := EachXattr(img, ino, func(name string, value []byte) {
 		e.Xattrs = append(e.Xattrs, manifest.Xattr{Name: name, Value: string(value)})
 	})
 	e.SortXattrs()

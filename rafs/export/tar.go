@@ -44,7 +44,7 @@ type tarWriter struct {
 	tw      *tar.Writer
 	o       TarOptions
 	first   map[uint64]string // name in the archive of each inode with several names
-	buf     []byte            // scratch for names and values
+	buf     []byte            // scratch for link targets
 }
 
 func (t *tarWriter) entry(ctx context.Context, path string, ino uint64, a *rafs.Attr) error {
@@ -75,7 +75,7 @@ func (t *tarWriter) entry(ctx context.Context, path string, ino uint64, a *rafs.
 		if a.Mode&rafs.ModeType == rafs.ModeBlock {
 			hdr.Typeflag = tar.TypeBlock
 		}
-		major, minor := splitRdev(a.Rdev)
+		major, minor := rafs.SplitRdev(a.Rdev)
 		hdr.Devmajor, hdr.Devminor = int64(major), int64(minor)
 	case rafs.ModeFIFO:
 		hdr.Typeflag = tar.TypeFifo
@@ -112,7 +112,7 @@ func (t *tarWriter) entry(ctx context.Context, path string, ino uint64, a *rafs.
 
 // xattrs fills in the records of ino's extended attributes.
 func (t *tarWriter) xattrs(ino uint64, hdr *tar.Header) error {
-	return eachXattr(t.img, ino, &t.buf, func(name string, value []byte) {
+	return EachXattr(t.img, ino, func(name string, value []byte) {
 		if hdr.PAXRecords == nil {
 			hdr.PAXRecords = map[string]string{}
 		}
@@ -120,30 +120,24 @@ func (t *tarWriter) xattrs(ino uint64, hdr *tar.Header) error {
 	})
 }
 
-// eachXattr calls f with every extended attribute of ino, in stored order. buf is
-// scratch that it grows.
-func eachXattr(img rafs.Image, ino uint64, buf *[]byte, f func(name string, value []byte)) error {
+// EachXattr calls f with every extended attribute of ino, in stored order. value
+// is valid during the call.
+func EachXattr(img rafs.Image, ino uint64, f func(name string, value []byte)) error {
 	names, err := img.XattrNames(ino, nil)
 	if err != nil {
 		return err
 	}
+	var value []byte
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
 		if name == "" {
 			continue
 		}
-		value, err := img.Xattr(ino, []byte(name), (*buf)[:0])
-		if err != nil {
+		if value, err = img.Xattr(ino, []byte(name), value[:0]); err != nil {
 			return fmt.Errorf("attribute %q: %w", name, err)
 		}
-		*buf = value
 		f(name, value)
 	}
 	return nil
-}
-
-// splitRdev takes the kernel's new_encode_dev form apart.
-func splitRdev(rdev uint32) (major, minor uint32) {
-	return rdev >> 8 & 0xfff, rdev&0xff | rdev>>12&0xfff00
 }
 
 // progressWriter tells of each write.

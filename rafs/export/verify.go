@@ -75,3 +75,23 @@ func DataSize(img rafs.Image) (total int64, err error) {
 	}
 	return total, nil
 }
+
+// ContentSize is the number of bytes in the image's regular files, each inode
+// counted once.
+func ContentSize(img rafs.Image) (total int64, err error) {
+	seen := map[uint64]struct{}{}
+	err = rafs.Walk(img, func(e *rafs.WalkEntry) error {
+		if e.Err != nil || e.Attr.Mode&rafs.ModeType != rafs.ModeRegular {
+			return nil // what is damaged shows when it is read
+		}
+		if e.Attr.Nlink > 1 {
+			if _, twice := seen[e.Ino]; twice {
+				return nil
+			}
+			seen[e.Ino] = struct{}{}
+		}
+		total += int64(e.Attr.Size)
+		return nil
+	})
+	return total, err
+}
