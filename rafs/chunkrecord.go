@@ -76,7 +76,7 @@ func maxStored(uncompressed uint32) uint32 { return uncompressed + uncompressed/
 // that is not known: then for the largest address of the formats.
 func within(off uint64, n uint32, limit uint64) bool {
 	if limit == 0 {
-		limit = 1 << 44
+		limit = MaxUncompressedSize
 	}
 	return off <= limit && uint64(n) <= limit-off
 }

@@ -139,9 +139,18 @@ const (
 	MinChunkSize = 4 << 10
 	MaxChunkSize = 16 << 20
 	MaxName      = 255
+	// MaxXattr bounds the value of an extended attribute and the list of all
+	// names of an inode.
+	MaxXattr = 64 << 10
+	// MaxExtents bounds the bytes that one call of Image.Extents describes.
+	MaxExtents = 1 << 30
 	// MaxChunks bounds the chunks of a blob: v6 has 24 bits for an index, and
 	// the builder keeps to that for v5.
 	MaxChunks = 1 << 24
+	// MaxCompressedSize and MaxUncompressedSize bound the two address spaces of
+	// a blob.
+	MaxCompressedSize   = 1 << 40
+	MaxUncompressedSize = 1 << 44
 	// MaxPrefetch bounds the list that Image.Prefetch returns.
 	MaxPrefetch = 1 << 20
 	// MaxInode bounds inode numbers: node ids carry 44 bits of them.

@@ -35,7 +35,8 @@ type Image interface {
 	// Readlink appends the target of a symbolic link to dst.
 	Readlink(ino uint64, dst []byte) ([]byte, error)
 	// XattrNames appends the full names of ino's extended attributes, each
-	// ended by a NUL, to dst.
+	// ended by a NUL, to dst. Lists and values that are longer than Linux can
+	// ask for are ErrTooLong.
 	XattrNames(ino uint64, dst []byte) ([]byte, error)
 	// Xattr appends the value of the attribute of that full name to dst, or
 	// returns ErrNoXattr.
@@ -43,7 +44,7 @@ type Image interface {
 
 	// Extents appends to dst the pieces of blobs that make up the bytes
 	// [off, off+n) of the regular file ino, in file order, clipped at the end of
-	// the file. A file's hole is an Extent with Blob < 0. Every extent is checked
+	// the file and at MaxExtents bytes. A file's hole is an Extent with Blob < 0. Every extent is checked
 	// against the description that Chunk gives of its chunk: both name the same
 	// place of the blob's uncompressed address space.
 	//
@@ -176,6 +177,7 @@ var (
 	ErrIsDir      = errors.New("is a directory")
 	ErrNotSymlink = errors.New("not a symbolic link")
 	ErrNotRegular = errors.New("not a regular file")
+	ErrTooLong    = errors.New("longer than Linux can ask for")
 	ErrNoXattr    = errors.New("no such attribute")
 	ErrNoChunk    = errors.New("no such chunk in the image")
 	ErrStale      = errors.New("no such inode in the image")

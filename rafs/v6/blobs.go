@@ -10,9 +10,6 @@ const (
 	blobEntrySize = 256
 	maxBlobs      = 254 // a chunk address has eight bits for the index plus one
 
-	maxCompressedSize   = 1 << 40
-	maxUncompressedSize = 1 << 44
-
 	tarHeaderSize = 512
 
 	chunkInfoV1Size = 16
@@ -86,9 +83,9 @@ func (im *Image) readBlob(i int) error {
 		return bad(80, "blob %d has the digest %d", i, digester)
 	case features&rafs.BlobAligned == 0:
 		return bad(84, "blob %d: features %#x without ALIGNED", i, features)
-	case compressed > maxCompressedSize:
+	case compressed > rafs.MaxCompressedSize:
 		return bad(88, "blob %d has %d stored bytes", i, compressed)
-	case uncompressed > maxUncompressedSize:
+	case uncompressed > rafs.MaxUncompressedSize:
 		return bad(96, "blob %d has %d bytes", i, uncompressed)
 	case le.Uint32(e[108:]) > rafs.CompressorZstd:
 		return bad(108, "blob %d has the chunk information compression %d", i, le.Uint32(e[108:]))
@@ -125,7 +122,7 @@ func (im *Image) readBlob(i int) error {
 			}
 			data -= tarHeaderSize
 		}
-		if data > maxCompressedSize {
+		if data > rafs.MaxCompressedSize {
 			return bad(112, "blob %d has %d bytes of chunks", i, data)
 		}
 	}

@@ -77,18 +77,9 @@ func (c *checker) prefetch() {
 	}
 }
 
-// span is what a chunk occupies in the uncompressed address space of its blob.
-type span struct {
-	off   uint64
-	size  uint32
-	index uint32
-	rec   uint32 // record number
-	blob  uint32
-}
-
 func (c *checker) chunkTable() {
 	im := c.im
-	spans := make([]span, 0, im.records())
+	spans := make([]rafs.ChunkSpan, 0, im.records())
 	for ref := range im.records() {
 		if c.stopped {
 			return
@@ -100,26 +91,22 @@ func (c *checker) chunkTable() {
 			c.fault("chunk table", off, "", err)
 			continue
 		}
-		spans = append(spans, span{r.UncompressedOffset, r.UncompressedSize, r.Index, ref, r.Blob})
+		spans = append(spans, rafs.ChunkSpan{
+			Off: r.UncompressedOffset, Size: r.UncompressedSize, Blob: r.Blob, Index: r.Index, Ref: ref,
+		})
 	}
-	slices.SortFunc(spans, func(a, b span) int {
-		return cmp.Or(cmp.Compare(a.blob, b.blob), cmp.Compare(a.off, b.off), cmp.Compare(a.index, b.index))
+	rafs.Overlapping(spans, func(a, b rafs.ChunkSpan) bool {
+		off := im.chunkTable.off + uint64(b.Ref)*rafs.ChunkRecordSize
+		return c.fault("chunk table", off, "", rafs.Damaged("chunk table", off,
+			"chunks %d and %d of blob %d overlap in the uncompressed address space at %d", a.Index, b.Index, a.Blob, b.Off))
+	})
+	slices.SortFunc(spans, func(a, b rafs.ChunkSpan) int {
+		return cmp.Or(cmp.Compare(a.Blob, b.Blob), cmp.Compare(a.Index, b.Index))
 	})
 	for i := 1; i < len(spans) && !c.stopped; i++ {
-		a, b := spans[i-1], spans[i]
-		if a.blob == b.blob && a.off+uint64(a.size) > b.off {
-			off := im.chunkTable.off + uint64(b.rec)*rafs.ChunkRecordSize
-			c.fault("chunk table", off, "", rafs.Damaged("chunk table", off,
-				"chunks %d and %d of blob %d overlap in the uncompressed address space at %d", a.index, b.index, a.blob, b.off))
-		}
-	}
-	slices.SortFunc(spans, func(a, b span) int {
-		return cmp.Or(cmp.Compare(a.blob, b.blob), cmp.Compare(a.index, b.index))
-	})
-	for i := 1; i < len(spans) && !c.stopped; i++ {
-		if a, b := spans[i-1], spans[i]; a.blob == b.blob && a.index == b.index {
-			off := im.chunkTable.off + uint64(b.rec)*rafs.ChunkRecordSize
-			c.fault("chunk table", off, "", rafs.Damaged("chunk table", off, "a second record for chunk %d of blob %d", b.index, b.blob))
+		if a, b := spans[i-1], spans[i]; a.Blob == b.Blob && a.Index == b.Index {
+			off := im.chunkTable.off + uint64(b.Ref)*rafs.ChunkRecordSize
+			c.fault("chunk table", off, "", rafs.Damaged("chunk table", off, "a second record for chunk %d of blob %d", b.Index, b.Blob))
 		}
 	}
 }

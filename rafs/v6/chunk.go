@@ -98,7 +98,7 @@ func (im *Image) Extents(ino, off, length uint64, dst []rafs.Extent) (_ []rafs.E
 		return dst, im.wrap(ino, err)
 	}
 	kept := len(dst)
-	end := off + min(length, n.size-off)
+	end := off + min(length, n.size-off, rafs.MaxExtents)
 	for off < end {
 		var piece rafs.Extent
 		if err := im.extent(index, &n, off, &piece); err != nil {

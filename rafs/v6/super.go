@@ -45,7 +45,7 @@ type Image struct {
 	meta   uint64 // offset of nid 0
 	blocks uint32 // as the superblock counts them, all devices together
 
-	chunkBits  uint  // log2 of the chunk size
+	chunkBits  uint // log2 of the chunk size
 	blobTable  table
 	chunkTable table // of 80-byte records
 	prefetch   table // of 4-byte nids

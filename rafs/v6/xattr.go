@@ -91,6 +91,9 @@ func (im *Image) XattrNames(ino uint64, dst []byte) (_ []byte, err error) {
 			break
 		}
 		dst = append(append(append(dst, x.prefix...), x.suffix...), 0)
+		if len(dst)-kept > rafs.MaxXattr {
+			return dst[:kept], rafs.ErrTooLong
+		}
 		off = x.next
 	}
 	if err != nil {
