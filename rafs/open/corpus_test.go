@@ -1,18 +1,16 @@
 package open_test
 
 import (
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/rafsd/rafsd/blobstore/codec"
 	"github.com/rafsd/rafsd/internal/corpus"
 	"github.com/rafsd/rafsd/internal/manifest"
 	"github.com/rafsd/rafsd/rafs"
+	"github.com/rafsd/rafsd/rafs/internal/rafstest"
 	"github.com/rafsd/rafsd/rafs/open"
 )
 
@@ -26,231 +24,12 @@ var refused = []struct{ part, why string }{
 	{"optimize", "optimized image with inconsistent prefetch blob"},
 }
 
-const damagedVariant = "v5-tar-rafs-lz4-small"
-
-// variants returns the names of the corpus's images with the manifest that holds
-// for each, "" where there is none.
-func variants(t testing.TB, dir string) map[string]string {
-	t.Helper()
-	index, err := os.ReadFile(filepath.Join(dir, "served", "INDEX"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	manifests := map[string]string{}
-	for line := range strings.Lines(string(index)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] == "#" {
-			continue
-		}
-		manifests[fields[0]] = filepath.Join(dir, "served", fields[1]+".manifest")
-		if fields[1] == "-" {
-			manifests[fields[0]] = ""
-		}
-	}
-	// The reference cannot serve these, but other images of the same sources.
-	manifests["v6-dir-blobcachedir-dict"] = manifests["v6-dir-zstd-16k-dict"]
-	manifests[damagedVariant] = manifests["v6-tar-rafs-zstd-small"]
-	return manifests
-}
-
-// bootstrapOf returns the bootstrap of a variant: the file of that name, or the
-// one that was cut out of its blob and has the blob's id for a name.
-func bootstrapOf(t testing.TB, dir, variant string) string {
-	t.Helper()
-	path := filepath.Join(dir, "images", variant, "bootstrap")
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
-	found, err := filepath.Glob(filepath.Join(dir, "images", variant, "bootstraps", "*"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("%s: %d bootstraps, %v", variant, len(found), err)
-	}
-	return found[0]
-}
-
-// source yields the bytes of chunks.
-type source interface {
-	chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) ([]byte, error)
-}
-
-// blobDir reads stored chunks from files named by blob id, and verifies them.
-type blobDir struct {
-	dir   string
-	blobs map[string][]byte
-	last  struct {
-		blob  int
-		index uint32
-		data  []byte
-	}
-}
-
-func (s *blobDir) chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) ([]byte, error) {
-	if s.last.data != nil && s.last.blob == blob && s.last.index == index {
-		return s.last.data, nil
-	}
-	b := &img.Blobs()[blob]
-	stored, ok := s.blobs[b.ID]
-	if !ok {
-		var err error
-		if stored, err = os.ReadFile(filepath.Join(s.dir, b.ID)); err != nil {
-			return nil, err
-		}
-		if s.blobs == nil {
-			s.blobs = map[string][]byte{}
-		}
-		s.blobs[b.ID] = stored
-	}
-	if c.CompressedOffset+uint64(c.CompressedSize) > uint64(len(stored)) {
-		return nil, fmt.Errorf("chunk %d at %d+%d of a blob of %d", index, c.CompressedOffset, c.CompressedSize, len(stored))
-	}
-	algorithm := codec.Algorithm(b.Compressor)
-	if c.Flags&rafs.ChunkCompressed == 0 {
-		algorithm = codec.Algorithm(rafs.CompressorNone)
-	}
-	data := make([]byte, c.UncompressedSize)
-	if err := codec.Decode(algorithm, data, stored[c.CompressedOffset:][:c.CompressedSize]); err != nil {
-		return nil, fmt.Errorf("chunk %d of blob %d: %w", index, blob, err)
-	}
-	if got := codec.Sum(codec.Digester(b.Digester), data); got != c.Digest {
-		return nil, fmt.Errorf("chunk %d of blob %d: digest %x, want %x", index, blob, got, c.Digest)
-	}
-	if c.Flags&rafs.ChunkHasCRC != 0 {
-		if got := codec.CRC32C(data); got != c.CRC32C {
-			return nil, fmt.Errorf("chunk %d of blob %d: CRC %#x, want %#x", index, blob, got, c.CRC32C)
-		}
-	}
-	s.last.blob, s.last.index, s.last.data = blob, index, data
-	return data, nil
-}
-
-// cacheDir reads chunks from files of uncompressed data, at their place.
-type cacheDir struct{ dir string }
-
-func (s cacheDir) chunk(img rafs.Image, blob int, _ uint32, c *rafs.Chunk) ([]byte, error) {
-	f, err := os.Open(filepath.Join(s.dir, img.Blobs()[blob].ID+".blob.data"))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data := make([]byte, c.UncompressedSize)
-	_, err = f.ReadAt(data, int64(c.UncompressedOffset))
-	return data, err
-}
-
-// content writes the content of a regular file to h, asking for step bytes of
-// extents at a time.
-func content(img rafs.Image, src source, a *rafs.Attr, step uint64, h interface{ Write([]byte) (int, error) }) error {
-	var extents []rafs.Extent
-	for off := uint64(0); off < a.Size; {
-		var err error
-		if extents, err = img.Extents(a.Ino, off, step, extents[:0]); err != nil {
-			return err
-		}
-		start := off
-		for _, e := range extents {
-			if e.FileOffset != off || e.Length == 0 {
-				return fmt.Errorf("extent at %d of %d bytes, want one at %d", e.FileOffset, e.Length, off)
-			}
-			off += uint64(e.Length)
-			if e.Blob < 0 {
-				h.Write(make([]byte, e.Length))
-				continue
-			}
-			var c rafs.Chunk
-			if err := img.Chunk(int(e.Blob), e.Chunk, &c); err != nil {
-				return err
-			}
-			if c.UncompressedOffset+uint64(e.ChunkOffset) != e.UncompressedOffset {
-				return fmt.Errorf("extent at %d of the blob, chunk at %d and %d in it", e.UncompressedOffset, c.UncompressedOffset, e.ChunkOffset)
-			}
-			data, err := src.chunk(img, int(e.Blob), e.Chunk, &c)
-			if err != nil {
-				return err
-			}
-			h.Write(data[e.ChunkOffset:][:e.Length])
-		}
-		if want := min(start+step, a.Size); off != want {
-			return fmt.Errorf("extents of [%d,+%d) end at %d, want %d", start, step, off, want)
-		}
-	}
-	return nil
-}
-
-// manifestOf lists an image as a manifest. src may be nil: contents are then
-// left out.
-func manifestOf(img rafs.Image, src source) ([]manifest.Entry, []rafs.WalkEntry, error) {
-	var (
-		all     manifest.Collector
-		damaged []rafs.WalkEntry
-	)
-	err := rafs.Walk(img, func(w *rafs.WalkEntry) error {
-		if w.Err != nil {
-			d := *w
-			d.Path = []byte(string(w.Path))
-			damaged = append(damaged, d)
-			return nil
-		}
-		e, err := entryOf(img, src, string(w.Path), &w.Attr)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.Path, err)
-		}
-		all.Add(e, manifest.InodeKey{Ino: w.Ino})
-		return nil
-	})
-	return all.Entries(), damaged, err
-}
-
-func entryOf(img rafs.Image, src source, path string, a *rafs.Attr) (e manifest.Entry, err error) {
-	typ, ok := manifest.TypeOfMode(a.Mode)
-	if !ok {
-		return e, fmt.Errorf("mode %#o", a.Mode)
-	}
-	e = manifest.Entry{
-		Path: path, Type: typ, Mode: uint16(a.Mode & 0o7777), UID: a.UID, GID: a.GID, Size: a.Size,
-		Major: a.Rdev >> 8 & 0xFFF, Minor: a.Rdev&0xFF | a.Rdev>>12&0xFFF00,
-		Nlink: uint64(a.Nlink), Mtime: manifest.Time{Sec: a.Mtime, Nsec: a.MtimeNsec},
-	}
-	names, err := img.XattrNames(a.Ino, nil)
-	if err != nil {
-		return e, err
-	}
-	for _, name := range strings.Split(strings.TrimSuffix(string(names), "\x00"), "\x00") {
-		if len(names) == 0 {
-			break
-		}
-		value, err := img.Xattr(a.Ino, []byte(name), nil)
-		if err != nil {
-			return e, fmt.Errorf("xattr %q: %w", name, err)
-		}
-		e.Xattrs = append(e.Xattrs, manifest.Xattr{Name: name, Value: string(value)})
-	}
-	e.SortXattrs()
-	switch typ {
-	case manifest.Symlink:
-		target, err := img.Readlink(a.Ino, nil)
-		if err != nil {
-			return e, err
-		}
-		e.Target = string(target)
-	case manifest.Regular:
-		if src == nil {
-			break
-		}
-		h := sha256.New()
-		if err := content(img, src, a, 3<<20+4097, h); err != nil {
-			return e, err
-		}
-		e.SHA256 = [32]byte(h.Sum(nil))
-	}
-	return e, nil
-}
-
 // TestCorpus opens every image of the corpus: those of this reader's kinds are
 // equal to what the reference served, contents included, and Check finds
 // nothing; all others are refused by name.
 func TestCorpus(t *testing.T) {
 	dir := corpus.Dir(t)
-	all := variants(t, dir)
+	all := rafstest.Variants(t, dir)
 	images, err := os.ReadDir(filepath.Join(dir, "images"))
 	if err != nil {
 		t.Fatal(err)
@@ -262,7 +41,7 @@ func TestCorpus(t *testing.T) {
 		variant := image.Name()
 		t.Run(variant, func(t *testing.T) {
 			t.Parallel()
-			path := bootstrapOf(t, dir, variant)
+			path := rafstest.Bootstrap(t, dir, variant)
 			for _, r := range refused {
 				if strings.Contains(variant+"-", r.part) {
 					mustRefuse(t, path, r.why)
@@ -278,15 +57,15 @@ func TestCorpus(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if variant == damagedVariant {
+			if variant == rafstest.DamagedVariant {
 				checkDamaged(t, img, filepath.Join(dir, "images", variant, "blobs"), want)
 				return
 			}
-			var src source = &blobDir{dir: filepath.Join(dir, "images", variant, "blobs")}
+			var src rafstest.Source = &rafstest.BlobDir{Dir: filepath.Join(dir, "images", variant, "blobs")}
 			if strings.Contains(variant, "blobcachedir") {
-				src = cacheDir{filepath.Join(dir, "images", variant, "cache")}
+				src = rafstest.CacheDir{Dir: filepath.Join(dir, "images", variant, "cache")}
 			}
-			got, damaged, err := manifestOf(img, src)
+			got, damaged, err := rafstest.Manifest(img, src)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -321,7 +100,7 @@ func mustRefuse(t *testing.T, path, why string) {
 // checkDamaged: the sound entries of the damaged image are right, the others
 // answer ErrDamaged, and Check says what to do.
 func checkDamaged(t *testing.T, img rafs.Image, blobs string, want []manifest.Entry) {
-	got, damaged, err := manifestOf(img, &blobDir{dir: blobs})
+	got, damaged, err := rafstest.Manifest(img, &rafstest.BlobDir{Dir: blobs})
 	if err != nil {
 		t.Fatal(err)
 	}
