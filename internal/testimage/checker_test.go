@@ -586,9 +586,12 @@ func (m *image) checkBlobs(dir string, idIsSum bool) (map[[2]uint64][]byte, erro
 		uEnd, cEnd := uint64(0), uint64(0)
 		for k, off := range offsets {
 			c := byBlob[i][off]
-			if bl.size != 0 { // since 1.1
-				m.must(int(c.index) == k, "blob %d: chunk %d has index %d", i, k, c.index)
+			index := k
+			if bl.size == 0 { // before 1.1
+				index = 0
+				m.must(c.flags&^1 == 0 && c.crc == 0, "blob %d: chunk %d has flags %#x, crc %d", i, k, c.flags, c.crc)
 			}
+			m.must(int(c.index) == index, "blob %d: chunk %d has index %d", i, k, c.index)
 			m.must(c.uoff == uEnd && c.coff == cEnd, "blob %d chunk %d: at %d, %d, want %d, %d", i, k, c.uoff, c.coff, uEnd, cEnd)
 			uEnd, cEnd = c.uoff+uint64(c.usize), c.coff+uint64(c.csize)
 			if m.version == 6 || k+1 < len(offsets) && offsets[k+1] == align(uEnd, 4096) || bl.uncompressed == align(uEnd, 4096) {
@@ -652,6 +655,8 @@ func (m *image) inflate(b []byte, size int, compressed bool) (out []byte, err er
 			out, err = io.ReadAll(r)
 		}
 	case m.flags&0x80 != 0:
+		var h zstd.Header
+		m.must(h.Decode(b) == nil && h.HasFCS && h.FrameContentSize == uint64(size) && !h.HasCheckSum, "zstd frame header %+v", h)
 		var r *zstd.Decoder
 		if r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecodeAllCapLimit(true)); err == nil {
 			out, err = r.DecodeAll(b, out[:0])

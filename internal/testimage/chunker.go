@@ -65,7 +65,6 @@ func newChunker(opt *Options, blobDir string) (*chunker, error) {
 func (c *chunker) file(content Content, refs []uint32) ([]uint32, error) {
 	size, step := content.Size(), int64(c.opt.ChunkSize)
 	same, repeats := content.(repeating)
-	repeats = repeats && patternPeriod%step == 0
 	before := len(c.chunks)
 	for off := int64(0); off < size; off += step {
 		n := min(step, size-off)

@@ -71,8 +71,10 @@ func newEncoder(c Compressor) (*encoder, error) {
 	case Gzip:
 		e.gzip = gzip.NewWriter(&e.stream)
 	case Zstd:
+		// A single segment makes even small frames tell their content's size,
+		// as the reference's do.
 		z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1),
-			zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false))
+			zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
 		if err != nil {
 			return nil, err
 		}

@@ -17,6 +17,7 @@ type Content interface {
 
 // repeating is content whose ranges come back: two ranges with the same key
 // hold the same bytes, so the chunker needs to make and hash only the first.
+// Ranges start at multiples of a chunk size and are no longer than it.
 type repeating interface {
 	rangeKey(off, n int64) rangeKey
 }

@@ -145,6 +145,7 @@ func TestEveryChunkSize(t *testing.T) {
 					tree.FileOf(fmt.Sprintf("/pattern/%d", i), testimage.Pattern(n, uint64(i)))
 				}
 				tree.FileOf("/zeros", testimage.Zeros(2*size+5))
+				tree.FileOf("/random", testimage.Random(min(size, 3<<20), 1))
 				img := write(t, tree, testimage.Options{Version: version, ChunkSize: uint32(size), Compressor: testimage.LZ4})
 				m := check(t, img)
 				if got := len(m.byPath["/zeros"].chunks); got != 3 {
@@ -220,6 +221,24 @@ func TestPrefetchedDataComesFirst(t *testing.T) {
 	blob, err := os.ReadFile(img.Blobs[0].Path)
 	if want := "/c" + "/b/z" + "/b/sub/deep" + "/a"; err != nil || !strings.HasPrefix(string(blob), want) {
 		t.Errorf("blob starts with %q, %v, want %q", blob[:min(len(blob), 20)], err, want)
+	}
+}
+
+// TestFileOfSeveralBlobs has a file whose chunks follow each other in the
+// addresses of different blobs, which does not make it contiguous.
+func TestFileOfSeveralBlobs(t *testing.T) {
+	const size = 1 << 12
+	x, y, z := bytes.Repeat([]byte("x"), size), bytes.Repeat([]byte("y"), size), bytes.Repeat([]byte("z"), size)
+	tree := testimage.NewTree()
+	tree.File("/1", x)                   // blob 0 at 0
+	tree.File("/2", slices.Concat(z, y)) // blob 1 at 0 and 4096
+	tree.File("/3", slices.Concat(x, y))
+	m := check(t, write(t, tree, testimage.Options{ChunkSize: size, Blobs: 2}))
+	if c := m.byPath["/3"].chunks; c[0].blob != 0 || c[1].blob != 1 || c[0].uoff+size != c[1].uoff {
+		t.Fatalf("chunks %+v: this test needs another tree", c)
+	}
+	if one, two := m.byPath["/3"].union, m.byPath["/2"].union; one != 0x20 || two != 0x21 {
+		t.Errorf("chunk formats %#x and %#x, want 0x20 and 0x21", one, two)
 	}
 }
 

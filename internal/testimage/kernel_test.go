@@ -191,7 +191,7 @@ func TestHugeFiles(t *testing.T) {
 	tree.FileOf("/zeros", testimage.Zeros(4<<30))
 	for name, opt := range map[string]testimage.Options{
 		"v5": {Version: 5, Compressor: testimage.LZ4},
-		"v6": {Compressor: testimage.LZ4},
+		"v6": {Compressor: testimage.LZ4, Compact: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

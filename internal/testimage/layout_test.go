@@ -15,7 +15,7 @@ import (
 // layoutTree has an inode with every part that a layout can name.
 func layoutTree() *testimage.Tree {
 	t := testimage.NewTree()
-	t.FileOf("/dir/file", testimage.Pattern(3<<16, 1), testimage.Mode(0o4711), testimage.Xattr("user.key", "value"))
+	t.FileOf("/dir/file", testimage.Pattern(3<<16, 1), testimage.Mode(0o4711), testimage.Xattr("user.key", "a value"))
 	t.Symlink("/dir/link", "a target", testimage.Mode(0o777), testimage.Xattr("trusted.key", "of the link"))
 	t.Symlink("/dir/long", strings.Repeat("t", 4090))
 	t.File("/dir/plain", nil)
@@ -79,7 +79,7 @@ func TestLayoutOfV5(t *testing.T) {
 				t.Errorf("%s: chunk record %d: digest %x", path, i, got)
 			}
 		}
-		wantXattr := map[string]string{"/dir/file": "user.key\x00value", "/dir/link": "trusted.key\x00of the link", "/zlink": "user.key\x00value"}[path]
+		wantXattr := map[string]string{"/dir/file": "user.key\x00a value", "/dir/link": "trusted.key\x00of the link", "/zlink": "user.key\x00a value"}[path]
 		if got := part(raw, at.Xattrs); wantXattr == "" && len(got) > 0 || !bytes.Contains(got, []byte(wantXattr)) {
 			t.Errorf("%s: xattrs %q", path, got)
 		}
@@ -131,7 +131,7 @@ func TestLayoutOfV6(t *testing.T) {
 					t.Errorf("%s: blocks outside %+v", path, l.Blocks)
 				}
 			}
-			wantXattr := map[string]string{"/dir/file": "keyvalue", "/dir/link": "keyof the link", "/zlink": "keyvalue"}[path]
+			wantXattr := map[string]string{"/dir/file": "keya value", "/dir/link": "keyof the link", "/zlink": "keya value"}[path]
 			if got := part(raw, at.Xattrs); wantXattr == "" && len(got) > 0 || !bytes.Contains(got, []byte(wantXattr)) {
 				t.Errorf("%s: xattrs %q", path, got)
 			}

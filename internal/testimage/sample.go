@@ -74,6 +74,16 @@ func Sample() *Tree {
 	}
 	t.File("/xattrs/many", []byte("m"), many...)
 
+	for i := range 16 { // inodes that end at every multiple of 4
+		t.File(fmt.Sprintf("/xattrs/step/%02d", i), []byte{'s', byte(i)}, Xattr("user.step", strings.Repeat("s", 4*i)))
+	}
+
+	// Entries of 128 bytes, after one of 101 beside the 27 of the dots, fill
+	// blocks to the last byte.
+	t.File("/exact/"+strings.Repeat("0", 89), nil)
+	for i := range 31 + 2*32 {
+		t.File(fmt.Sprintf("/exact/1%03d%s", i, strings.Repeat("x", 112)), nil)
+	}
 	for i := range 700 {
 		t.File(fmt.Sprintf("/wide/entry number %05d", i), []byte{byte(i), byte(i >> 8)})
 	}

@@ -43,3 +43,44 @@ func TestManyInodes(t *testing.T) {
 		}
 	}
 }
+
+// TestManyChunks has more chunks in a blob than 16 bits of an index count.
+func TestManyChunks(t *testing.T) {
+	t.Parallel()
+	tree := testimage.NewTree()
+	const files = 1<<16 + 10
+	for i := range files {
+		tree.File(fmt.Sprintf("/%d", i), []byte{byte(i), byte(i >> 8), byte(i >> 16)})
+	}
+	for _, version := range []testimage.Version{testimage.V5, testimage.V6} {
+		img := write(t, tree, testimage.Options{Version: version})
+		m, err := checkBootstrap(img.Bootstrap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := m.byPath["/9999"] // names are in byte order
+		if got := last.chunks[0].index; got != files-1 {
+			t.Errorf("v%d: index %d of the last chunk, want %d", version, got, files-1)
+		}
+	}
+}
+
+// TestManyLinks has an inode with more names than 16 bits of nlink count, which
+// therefore cannot be compact.
+func TestManyLinks(t *testing.T) {
+	t.Parallel()
+	const links = 1<<16 + 5
+	tree := testimage.NewTree()
+	tree.File("/0", []byte("many names"))
+	for i := range links - 1 {
+		tree.Link(fmt.Sprintf("/d/%d", i), "/0")
+	}
+	img := write(t, tree, testimage.Options{Compact: true})
+	m, err := checkBootstrap(img.Bootstrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.byPath["/d/77"]; got.nlink != links || got.ino != m.byPath["/0"].ino || got.format&1 == 0 {
+		t.Errorf("nlink %d, nid %d, format %d, want %d, %d, extended", got.nlink, got.ino, got.format, links, m.byPath["/0"].ino)
+	}
+}
