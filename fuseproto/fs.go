@@ -114,6 +114,10 @@ type Attr struct {
 	Flags                           uint32 // FUSE_ATTR_SUBMOUNT 1, FUSE_ATTR_DAX 2
 }
 
+// AttrSubmount is a bit of Attr.Flags: the directory is the root of another
+// file system.
+const AttrSubmount = 1 << 0
+
 // Entry is the answer to a look-up. Node 0 with no error is a negative entry
 // that the guest may cache for EntryTimeout.
 type Entry struct {

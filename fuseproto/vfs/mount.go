@@ -1,0 +1,127 @@
+package vfs
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/rafsd/rafsd/fuseproto"
+)
+
+// A node id is mount id << indexBits | index.
+const (
+	indexBits = 44
+	indexMask = 1<<indexBits - 1
+	maxID     = 1<<20 - 1
+)
+
+// mount is a file system in the tree. All but the gate is immutable.
+type mount struct {
+	id     uint32 // 0: the pseudo directories
+	path   string // clean, "/" or "/a/b"
+	fs     fuseproto.FileSystem
+	root   uint64 // index of its root
+	node   uint64 // node id of its root
+	parent uint64 // node id of the directory that holds it; 1 for "/"
+	static bool   // MountOptions.Static
+	nodes  fuseproto.NodeMap
+	opts   MountOptions
+	since  time.Time
+	gate   gate
+}
+
+func newMount(id uint32, path string, fs fuseproto.FileSystem, opts MountOptions) (*mount, error) {
+	m := &mount{id: id, path: path, fs: fs, root: fs.Root(), parent: fuseproto.RootID, static: opts.Static, opts: opts, since: time.Now()}
+	if m.root == 0 || m.root > indexMask {
+		return nil, fmt.Errorf("mount %s: root has index %#x, want 1 to %#x", path, m.root, uint64(indexMask))
+	}
+	m.node = uint64(id)<<indexBits | m.root
+	if path == "/" {
+		m.node = fuseproto.RootID
+	}
+	m.nodes = fuseproto.NodeMap{Base: uint64(id) << indexBits, Root: m.root, RootNode: m.node, KeepIno: opts.KeepIno}
+	m.gate.init()
+	return m, nil
+}
+
+// overlaid tells whether pseudo directories may be laid over the directory index.
+func (m *mount) overlaid(index uint64) bool {
+	return m.id != 0 && index == m.root && m.node == fuseproto.RootID && !m.static
+}
+
+// volatile tells whether nothing of the node itself may be cached by the guest:
+// it is a mount's root.
+func (m *mount) volatile(index uint64) bool { return index == m.root && !m.static }
+
+// attr turns attributes of the file system's into the tree's.
+func (m *mount) attr(a *fuseproto.Attr) {
+	a.Ino = m.nodes.Ino(a.Ino)
+	a.Flags &^= fuseproto.AttrSubmount // overlayfs refuses a layer that is an automount
+}
+
+// entry turns an entry of the file system's into the tree's.
+func (m *mount) entry(e *fuseproto.Entry) error {
+	if e.Node == 0 || m.id == 0 {
+		return nil
+	}
+	if e.Node > indexMask {
+		return fmt.Errorf("mount %s: index %#x has more than %d bits", m.path, e.Node, indexBits)
+	}
+	if m.volatile(e.Node) {
+		e.EntryTimeout, e.AttrTimeout = fuseproto.Timeout{}, fuseproto.Timeout{}
+	}
+	e.Node = m.nodes.Node(e.Node)
+	m.attr(&e.Attr)
+	return nil
+}
+
+// gateShards is how many counters a gate has, so that queues served at the same
+// time seldom write the same cache line.
+const gateShards = 8
+
+// gate counts the requests in a mount and is shut once.
+//
+// A request enters before it uses the mount and leaves after. shut returns when
+// no request is in it and none can enter any more. A request adds itself first
+// and looks at shut then; shut is stored first and the counters are looked at
+// then: whichever comes second sees the other.
+type gate struct {
+	isShut atomic.Bool
+	left   chan struct{} // a request has left a shut gate; 1 buffered
+	in     [gateShards]struct {
+		n atomic.Int64
+		_ [56]byte
+	}
+}
+
+func (g *gate) init() { g.left = make(chan struct{}, 1) }
+
+// enter counts a request, or returns false if the gate is shut.
+func (g *gate) enter(shard uint32) bool {
+	g.in[shard%gateShards].n.Add(1)
+	if g.isShut.Load() {
+		g.leave(shard)
+		return false
+	}
+	return true
+}
+
+// leave ends what enter with the same shard began.
+func (g *gate) leave(shard uint32) {
+	if g.in[shard%gateShards].n.Add(-1) == 0 && g.isShut.Load() {
+		select {
+		case g.left <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// shut lets nobody in any more and waits until all have left.
+func (g *gate) shut() {
+	g.isShut.Store(true)
+	for i := range g.in {
+		for g.in[i].n.Load() != 0 {
+			<-g.left
+		}
+	}
+}
