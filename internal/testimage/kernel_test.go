@@ -152,7 +152,6 @@ func TestKernelShowsTheTree(t *testing.T) {
 		"plain":              {testimage.Sample, testimage.Options{}},
 		"zstd 4 KiB chunks":  {testimage.Sample, testimage.Options{Compressor: testimage.Zstd, ChunkSize: 1 << 12}},
 		"lz4 16 MiB chunks":  {testimage.Sample, testimage.Options{Compressor: testimage.LZ4, ChunkSize: 1 << 24}},
-		"gzip sha256":        {testimage.Sample, testimage.Options{Compressor: testimage.Gzip, Digest: testimage.SHA256}},
 		"compact prefetch":   {testimage.Sample, testimage.Options{Compact: true, Prefetch: []string{"/wide", "/"}}},
 		"seven blobs":        {testimage.Sample, testimage.Options{Blobs: 7, Compressor: testimage.Zstd, ChunkSize: 1 << 16}},
 		"forty blobs, 4 KiB": {testimage.Sample, testimage.Options{Blobs: 40, ChunkSize: 1 << 12}},
