@@ -146,30 +146,6 @@ func (s *signal) waitContext(ctx context.Context) (uint64, error) {
 	return n, err
 }
 
-// pending takes what has been signalled so far, without waiting.
-func (s *signal) pending() uint64 {
-	raw, err := s.ours.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	var got uint64
-	raw.Control(func(fd uintptr) {
-		b := s.buf[:]
-		if s.kind == CallEventfd {
-			b = b[:8]
-		}
-		n, err := unix.Read(int(fd), b)
-		switch {
-		case err != nil || n <= 0:
-		case s.kind == CallEventfd:
-			got = binary.LittleEndian.Uint64(b)
-		default:
-			got = uint64(n / 8)
-		}
-	})
-	return got
-}
-
 func (s *signal) close() {
 	if s == nil {
 		return

@@ -95,6 +95,7 @@ type Queue struct {
 	usedAt  int // of the used ring
 
 	kick, call, masked, fault *signal
+	forward                   sync.WaitGroup // from masked to call
 
 	mu        sync.Mutex
 	indirect  bool // negotiated; guarded by mu, as all below
@@ -110,6 +111,7 @@ type Queue struct {
 	callOff   bool   // the driver asked for no calls
 	bad       error  // the first violation: the ring is not looked at any more
 	base      uint16 // where the back-end stopped (GET_VRING_BASE)
+	stale     bool   // the ring's memory is of an earlier life
 
 	kicks, calls atomic.Uint64
 }
@@ -126,13 +128,14 @@ func newQueue(vm *VM, index int, size uint16) (*Queue, error) {
 	}
 	q.next = make([]uint16, n)
 	q.inflight = make([]*Chain, n)
-	q.clear()
+	q.forget()
 	return q, nil
 }
 
-// clear brings the ring to the state of a driver that has just set it up, and
-// returns the chains that were in it.
-func (q *Queue) clear() []*Chain {
+// forget drops the driver's view of the ring and returns the chains that were in
+// it. The ring's memory stays as it is until the next start: after the sudden end
+// of a VMM a back-end may still look at it.
+func (q *Queue) forget() []*Chain {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var lost []*Chain
@@ -142,14 +145,28 @@ func (q *Queue) clear() []*Chain {
 			q.inflight[i] = nil
 		}
 	}
-	clear(q.ring.Bytes)
 	for i := range q.next {
 		q.next[i] = uint16(i + 1)
 	}
 	q.freeHead, q.numFree, q.nInflight = 0, int(q.size), 0
 	q.availIdx, q.kicked, q.lastUsed, q.base = 0, 0, 0, 0
 	q.callOff, q.bad = false, nil
+	q.stale = true
 	return lost
+}
+
+// wipe zeroes the ring of a driver that sets it up anew.
+func (q *Queue) wipe() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wipeLocked()
+}
+
+func (q *Queue) wipeLocked() {
+	if q.stale {
+		clear(q.ring.Bytes)
+		q.stale = false
+	}
 }
 
 // StartAt sets both indexes of an unused ring, so that tests see them wrap soon.
@@ -157,6 +174,7 @@ func (q *Queue) clear() []*Chain {
 func (q *Queue) StartAt(idx uint16) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.wipeLocked()
 	q.availIdx, q.kicked, q.lastUsed, q.base = idx, idx, idx, idx
 	q.storeWord(q.availAt, uint32(idx)<<16)
 	q.storeWord(q.usedAt, uint32(idx)<<16)
@@ -272,6 +290,7 @@ func (q *Queue) Add(c *Chain) (kick bool, err error) {
 	if q.bad != nil {
 		return false, q.bad
 	}
+	q.wipeLocked()
 	n := len(c.Readable) + len(c.Writable)
 	switch {
 	case n == 0:
@@ -510,6 +529,7 @@ func (q *Queue) PutDesc(i int, d Desc) {
 func (q *Queue) Offer(head uint16) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.wipeLocked()
 	q.offerLocked(head)
 }
 

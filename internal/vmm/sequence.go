@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
 )
 
 // Sequence names the VMM whose order of messages, feature choice and use of
@@ -257,10 +255,7 @@ func (v qemu) startRings() error {
 	if err := v.enableAll(1); err != nil {
 		return err
 	}
-	if err := v.calls(unmasked); err != nil {
-		return err
-	}
-	return v.unmask()
+	return v.calls(unmasked)
 }
 
 // giveMemory announces the regions: with slots once for the connection's life,
@@ -292,38 +287,6 @@ func (v qemu) enableAll(on uint32) error {
 			if err := v.Control.Quiet(); err != nil { // QEMU's fence in place of the acknowledgement
 				return err
 			}
-		}
-	}
-	return nil
-}
-
-// unmask passes on what was signalled through the masked notifiers. Without
-// acknowledged SET_VRING_CALL a signal could still go to the masked one after
-// the look at it; QEMU 7.2 has that race. It is closed by a fence here, which is
-// sent only where the race exists: with requests in the ring at the start.
-func (v qemu) unmask() error {
-	if !v.eleven || !v.Control.ReplyAck {
-		for _, q := range v.queues[:v.Configured+1] {
-			if q.Inflight() > 0 {
-				if err := v.Control.Quiet(); err != nil {
-					return err
-				}
-				break
-			}
-		}
-	}
-	for _, q := range v.queues[:v.Configured+1] {
-		if q.masked.pending() == 0 {
-			continue
-		}
-		if q.call.kind != CallEventfd { // our end of the others cannot be written to
-			if _, err := unix.Write(q.call.fd, one[:]); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := q.call.notify(); err != nil {
-			return err
 		}
 	}
 	return nil

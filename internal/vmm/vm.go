@@ -204,11 +204,15 @@ func (vm *VM) startLocked() error {
 		return errors.New("start: the rings run already or the machine is closed")
 	}
 	if vm.state == realized {
+		for _, q := range vm.queues {
+			q.wipe()
+		}
 		if err := vm.openSignals(); err != nil {
 			return err
 		}
 	}
 	if err := vm.Sequence.talk(vm).start(); err != nil {
+		vm.dropRings()
 		return fmt.Errorf("%v, start: %w", vm.Sequence, err)
 	}
 	vm.state = running
@@ -251,7 +255,7 @@ func (vm *VM) dropRings() {
 	}
 	vm.handed = nil
 	for _, q := range vm.queues {
-		for _, c := range q.clear() {
+		for _, c := range q.forget() {
 			if o, ok := c.Owner.(interface{ lost(error) }); ok {
 				o.lost(ErrReset)
 			}
@@ -390,9 +394,7 @@ func (vm *VM) release() {
 			unix.Close(fd)
 		}
 	}
-	if vm.state != realized {
-		vm.dropRings()
-	}
+	vm.dropRings()
 	for _, q := range vm.queues {
 		q.fault.close()
 	}
@@ -422,12 +424,34 @@ func (q *Queue) openSignals(call CallKind, blockingKick bool) (err error) {
 	if q.call, err = newCall(name("call"), call); err != nil {
 		return err
 	}
-	q.masked, err = newEventfd(name("masked call"), false)
-	return err
+	if q.masked, err = newEventfd(name("masked call"), false); err != nil {
+		return err
+	}
+	from, to := q.masked, q.call
+	q.forward.Go(func() { forward(from, to) })
+	return nil
+}
+
+// forward passes signals of the masked notifier on to the guest's until it is
+// closed. QEMU looks at the masked one when it switches to the other; where
+// SET_VRING_CALL is not acknowledged, a signal may still come to it afterwards.
+func forward(masked, call *signal) {
+	for {
+		if _, err := masked.wait(); err != nil {
+			return
+		}
+		ready := []unix.PollFd{{Fd: int32(call.fd), Events: unix.POLLOUT}}
+		if n, _ := unix.Poll(ready, 0); n == 1 { // a full one wakes its reader anyhow
+			unix.Write(call.fd, one[:])
+		}
+	}
 }
 
 func (q *Queue) closeSignals() {
-	for _, s := range []**signal{&q.kick, &q.call, &q.masked} {
+	q.masked.close()
+	q.forward.Wait()
+	q.masked = nil
+	for _, s := range []**signal{&q.kick, &q.call} {
 		(*s).close()
 		*s = nil
 	}
