@@ -183,3 +183,15 @@ type Overlay struct {
 	UpperDir string `json:"upper_dir"`
 	WorkDir  string `json:"work_dir"`
 }
+
+// LocalDir returns the configuration of an image whose blobs are files in dir,
+// named by their ids. Its cache lives there too, in a sub-folder of its own.
+func LocalDir(dir string) *Config {
+	return &Config{
+		Version:          2,
+		Backend:          &Backend{Type: "localfs", LocalFS: &LocalFS{Dir: dir, AltDirs: []string{}}},
+		ExternalBackends: []ExternalBackend{},
+		Cache:            &Cache{Type: "filecache", FileCache: &FileCache{WorkDir: dir}},
+		RAFS:             &RAFS{Mode: defaultMode, BatchSize: defaultBatchSize, EnableXattr: true},
+	}
+}

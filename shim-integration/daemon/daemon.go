@@ -1,0 +1,300 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/rafsd/rafsd/fuseproto"
+	"github.com/rafsd/rafsd/fuseproto/vfs"
+	"github.com/rafsd/rafsd/shim-integration/config"
+)
+
+// Options are what a Daemon is told once.
+type Options struct {
+	ID, Supervisor string // shown to callers; "" = none
+	// FirstConnect and Linger say when Over ends the daemon; 0 = never.
+	FirstConnect, Linger time.Duration
+	// Alone promises that nothing is ever mounted but one image at "/", from the
+	// start. The guest may then cache its root and open files without asking.
+	Alone bool
+	// Read and Cache hold for every mount.
+	Read  config.ReadSettings
+	Cache config.CacheSettings
+	Log   *slog.Logger
+}
+
+// Daemon is the service: all methods are safe for concurrent use.
+type Daemon struct {
+	opts   Options
+	log    *slog.Logger
+	tree   *vfs.FS
+	server *fuseproto.Server
+	life   *lifetime
+	open   opener
+
+	mu     sync.Mutex
+	state  State                 // guarded by mu
+	mounts map[string]*MountInfo // by mountpoint; nil while being made; guarded by mu
+
+	making  sync.WaitGroup // mounts being made; grows only under mu and before STOPPED
+	closing sync.WaitGroup // goroutines of logClose
+}
+
+// opener opens what is mounted.
+type opener interface {
+	// openImage returns the file system of the image whose bootstrap is source.
+	// It does not wait for a network. stop makes requests that wait in it end
+	// soon. If the file system is an io.Closer, whoever has it closes it.
+	openImage(ctx context.Context, source string, c *config.Config) (fs fuseproto.FileSystem, stop func(), err error)
+	// Close gives up what is shared by mounts; all of them are closed before.
+	Close() error
+}
+
+// New returns a Daemon in state INIT without mounts. Its clock for the first
+// front-end runs from now.
+func New(o Options) (*Daemon, error) {
+	return newDaemon(o, newImages(o))
+}
+
+func newDaemon(o Options, open opener) (*Daemon, error) {
+	tree := vfs.New(0)
+	server, err := fuseproto.NewServer(tree, fuseproto.Config{ZeroMessageOpen: o.Alone, Logger: o.Log})
+	if err != nil {
+		return nil, err
+	}
+	return &Daemon{
+		opts: o, log: o.Log, tree: tree, server: server, open: open,
+		life:   newLifetime(o.FirstConnect, o.Linger),
+		state:  StateInit,
+		mounts: make(map[string]*MountInfo),
+	}, nil
+}
+
+// Start makes the daemon RUNNING: its sockets are served.
+func (d *Daemon) Start() error {
+	if err := d.event(eventMount); err != nil {
+		return err
+	}
+	return d.event(eventStart)
+}
+
+func (d *Daemon) event(e event) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	to, err := d.state.after(e)
+	if err != nil {
+		return err
+	}
+	d.state = to
+	return nil
+}
+
+// Info describes the daemon.
+func (d *Daemon) Info() Info {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	info := Info{ID: d.opts.ID, Supervisor: d.opts.Supervisor, State: d.state}
+	for _, m := range d.mounts {
+		if m != nil {
+			info.Mounts = append(info.Mounts, *m)
+		}
+	}
+	slices.SortFunc(info.Mounts, func(a, b MountInfo) int { return strings.Compare(a.Mountpoint, b.Mountpoint) })
+	return info
+}
+
+// Mount mounts what r asks for. When it returns, the guest can see it.
+func (d *Daemon) Mount(ctx context.Context, r MountRequest) error {
+	at, err := cleanMountpoint(r.Mountpoint)
+	if err != nil {
+		return err
+	}
+	switch r.FSType {
+	case "rafs":
+	case "passthrough", "passthroughfs", "passthrough_fs":
+		return fmt.Errorf("mount %s: file systems of type passthrough_fs: %w", at, ErrUnsupported)
+	default:
+		return fmt.Errorf("mount %s: %w: fs_type %.32q is neither rafs nor passthrough_fs", at, ErrInvalid, r.FSType)
+	}
+	c, err := config.Parse(r.Config)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", at, err)
+	}
+	return d.MountImage(ctx, at, r.Source, c)
+}
+
+// MountImage mounts the image whose bootstrap is the file source.
+func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *config.Config) error {
+	at, err := cleanMountpoint(mountpoint)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := d.reserve(at); err != nil {
+		return err
+	}
+	defer d.making.Done()
+	info, err := d.mountImage(ctx, at, source, c)
+	d.mu.Lock()
+	if err != nil {
+		delete(d.mounts, at)
+	} else {
+		d.mounts[at] = info
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", at, err)
+	}
+	if ignored := c.Ignored(); len(ignored) > 0 {
+		d.log.Warn("configuration: these keys have no effect", "mountpoint", at, "keys", strings.Join(ignored, ", "))
+	}
+	d.log.Info("mounted", "mountpoint", at, "source", source, "backend", c.Backend.Type, "took", time.Since(start))
+	return nil
+}
+
+// reserve takes a mountpoint for a mount that is being made.
+func (d *Daemon) reserve(at string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == StateStopped {
+		return fmt.Errorf("mount %s: %w", at, ErrStopping)
+	}
+	if _, ok := d.mounts[at]; ok {
+		return fmt.Errorf("mount %s: %w", at, ErrExists)
+	}
+	d.mounts[at] = nil
+	d.making.Add(1)
+	return nil
+}
+
+func (d *Daemon) mountImage(ctx context.Context, at, source string, c *config.Config) (*MountInfo, error) {
+	if source == "" {
+		return nil, fmt.Errorf("%w: the source is empty", ErrInvalid)
+	}
+	if err := c.Supported(); err != nil {
+		return nil, err
+	}
+	fs, stop, err := d.open.openImage(ctx, source, c)
+	if err != nil {
+		return nil, err
+	}
+	m, err := d.tree.Mount(ctx, at, fs, vfs.MountOptions{Static: d.opts.Alone, Stop: stop})
+	if err != nil {
+		return nil, errors.Join(classOf(err), closeFS(fs))
+	}
+	return &MountInfo{Mountpoint: at, FSType: FSRafs, Source: source, Mounted: m.Since, Config: c}, nil
+}
+
+func closeFS(fs fuseproto.FileSystem) error {
+	if c, ok := fs.(interface{ Close() error }); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// Umount takes a mount out of the guest's tree. Requests that are in it end
+// soon; it is closed when the last one has, which is not waited for.
+func (d *Daemon) Umount(_ context.Context, mountpoint string) error {
+	at, err := cleanMountpoint(mountpoint)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mounts[at] == nil {
+		return fmt.Errorf("umount %s: %w", at, ErrNotMounted)
+	}
+	closed, err := d.tree.Unmount(at)
+	if err != nil {
+		return fmt.Errorf("umount %s: %w", at, classOf(err))
+	}
+	delete(d.mounts, at)
+	d.closing.Go(func() { d.logClose(at, closed) })
+	d.log.Info("unmounted", "mountpoint", at)
+	return nil
+}
+
+// logClose reports a mount that could not be closed well. closed yields once.
+func (d *Daemon) logClose(at string, closed <-chan error) {
+	if err := <-closed; err != nil {
+		d.log.Error("closing an unmounted image", "mountpoint", at, "err", err)
+	}
+}
+
+// classOf adds our class to an error of the tree.
+func classOf(err error) error {
+	for theirs, ours := range map[error]error{
+		vfs.ErrExists:     ErrExists,
+		vfs.ErrNotMounted: ErrNotMounted,
+		vfs.ErrPath:       ErrInvalid,
+		vfs.ErrStatic:     ErrState,
+		vfs.ErrClosed:     ErrStopping,
+	} {
+		if errors.Is(err, theirs) {
+			return fmt.Errorf("%w: %w", ours, err)
+		}
+	}
+	return err
+}
+
+// maxMountpoint is the longest mountpoint in bytes, as PATH_MAX.
+const maxMountpoint = 4096
+
+// cleanMountpoint returns the one form of a mountpoint that all its spellings
+// share.
+func cleanMountpoint(mountpoint string) (string, error) {
+	switch {
+	case len(mountpoint) > maxMountpoint:
+		return "", fmt.Errorf("%w: mountpoint of %d bytes, at most %d are possible", ErrInvalid, len(mountpoint), maxMountpoint)
+	case !path.IsAbs(mountpoint):
+		return "", fmt.Errorf("%w: mountpoint %.80q is not an absolute path", ErrInvalid, mountpoint)
+	case strings.ContainsRune(mountpoint, 0) || !utf8.ValidString(mountpoint):
+		return "", fmt.Errorf("%w: mountpoint %.80q holds bytes that no path may hold", ErrInvalid, mountpoint)
+	}
+	return path.Clean(mountpoint), nil
+}
+
+// FrontEndConnected and FrontEndGone tell the daemon of its VMM, for its end of
+// life.
+func (d *Daemon) FrontEndConnected() {
+	d.log.Info("VMM connected")
+	d.life.connect()
+}
+
+// FrontEndGone is the counterpart of FrontEndConnected.
+func (d *Daemon) FrontEndGone() {
+	d.log.Info("VMM is gone")
+	d.life.disconnect()
+}
+
+// Over yields once the daemon has outlived its use: nil after the VMM was gone
+// for the linger time, an error that wraps ErrNoFrontEnd if none ever came.
+func (d *Daemon) Over() <-chan error { return d.life.over }
+
+// Close ends all mounts and waits until they are closed. No request may be served
+// any more: the device is closed before. Afterwards mounts are refused.
+func (d *Daemon) Close() error {
+	d.life.stop()
+	d.mu.Lock()
+	stopped := d.state == StateStopped
+	d.state = StateStopped
+	d.mu.Unlock()
+	if stopped {
+		return nil
+	}
+	d.making.Wait()
+	err := d.tree.Close()
+	d.closing.Wait()
+	d.mu.Lock()
+	clear(d.mounts)
+	d.mu.Unlock()
+	return errors.Join(err, d.open.Close())
+}

@@ -1,0 +1,152 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rafsd/rafsd/blobstore"
+	"github.com/rafsd/rafsd/fuseproto"
+	rafsfs "github.com/rafsd/rafsd/rafs/fs"
+	"github.com/rafsd/rafsd/rafs/open"
+	"github.com/rafsd/rafsd/shim-integration/config"
+)
+
+// images opens RAFS images over shared blob stores.
+type images struct {
+	opts   Options
+	stores stores
+
+	mu   sync.Mutex
+	temp string // folder for mounts without one, "" until needed; guarded by mu
+}
+
+func newImages(o Options) *images {
+	i := &images{opts: o}
+	i.stores = stores{open: i.openStore, refs: make(map[config.Key]*sharedStore)}
+	return i
+}
+
+// image is a file system over one image that gives its store back when closed.
+type image struct {
+	*rafsfs.FS
+	stop    context.CancelFunc
+	release func() error
+}
+
+// openImage implements opener.
+func (i *images) openImage(_ context.Context, source string, c *config.Config) (fuseproto.FileSystem, func(), error) {
+	img, err := open.Image(source, open.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	store, release, err := i.stores.acquire(c)
+	if err != nil {
+		return nil, nil, errors.Join(err, img.Close())
+	}
+	mounted, stop := context.WithCancel(context.Background())
+	openBlob := func(d blobstore.BlobDesc) (rafsfs.Blob, error) {
+		b, err := store.Blob(d)
+		if err != nil {
+			return nil, err
+		}
+		return &mountedBlob{b, mounted}, nil
+	}
+	f, err := rafsfs.New(img, openBlob, rafsfs.Options{EnableXattr: c.RAFS.EnableXattr})
+	if err != nil {
+		stop()
+		return nil, nil, errors.Join(err, img.Close(), release())
+	}
+	return &image{FS: f, stop: stop, release: release}, stop, nil
+}
+
+// Close closes the image and ends its use of the store.
+func (m *image) Close() error {
+	m.stop()
+	return errors.Join(m.FS.Close(), m.release())
+}
+
+// mountedBlob is a blob whose readers stop waiting when the mount goes.
+type mountedBlob struct {
+	*blobstore.Blob
+	mounted context.Context
+}
+
+// Fetch waits as the blob does, but no longer than the mount is there.
+func (b *mountedBlob) Fetch(ctx context.Context, first, last uint32) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(b.mounted, func() { cancel(errUnmounted) })()
+	return b.Blob.Fetch(ctx, first, last)
+}
+
+var errUnmounted = errors.New("the image was unmounted")
+
+// openStore opens the blob store that a configuration describes.
+func (i *images) openStore(c *config.Config) (*blobstore.Store, error) {
+	b, err := newBackend(c.Backend)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := i.cacheDir(c)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	o := blobstore.Options{
+		Dir:           dir,
+		Backend:       b,
+		Amplification: c.RAFS.BatchSize,
+		Deadline:      blobstore.Forever,
+		Log:           i.opts.Log,
+	}
+	if a := i.opts.Read.Amplification; a >= 0 {
+		o.Amplification = uint64(a)
+	}
+	if d := i.opts.Read.Deadline; d != config.Forever {
+		o.Deadline = time.Duration(d)
+	}
+	if i.opts.Read.Verify == "off" {
+		o.Verify = blobstore.VerifyOff
+	}
+	s, err := blobstore.Open(o)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return s, nil
+}
+
+// cacheDir returns the folder for the chunks of a mount: the configuration's,
+// ours, or a temporary one.
+func (i *images) cacheDir(c *config.Config) (string, error) {
+	dir := c.Cache.WorkDir()
+	if dir == "" {
+		dir = i.opts.Cache.Dir
+	}
+	if dir != "" {
+		return filepath.Abs(dir)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.temp == "" {
+		temp, err := os.MkdirTemp("", "rafsd-cache-")
+		if err != nil {
+			return "", fmt.Errorf("temporary cache folder: %w", err)
+		}
+		i.temp = temp
+	}
+	return i.temp, nil
+}
+
+// Close removes the temporary cache. All images are closed.
+func (i *images) Close() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.temp == "" {
+		return nil
+	}
+	return os.RemoveAll(i.temp)
+}
