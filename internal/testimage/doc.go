@@ -9,6 +9,18 @@
 //	                           ▼
 //	                       bootstrap
 //
+// In a test:
+//
+//	tree := testimage.NewTree()
+//	tree.File("/etc/hosts", []byte("..."), testimage.Mode(0o600), testimage.Xattr("user.a", "b"))
+//	tree.SizedFile("/big", 5<<30, 1)
+//	img, err := tree.Write(t.TempDir(), testimage.Options{Version: testimage.V5, Compressor: testimage.LZ4})
+//
+// Then img.Bootstrap and img.BlobDir are what a reader opens, img.Manifest is
+// what it must show, img.Layout and img.Inode say what is where in the
+// bootstrap, img.Chunks and img.Blobs what is where in the blobs. Sample and
+// Wide are ready-made trees.
+//
 // What comes out depends on the tree and the options alone: the same input
 // gives the same bytes, names of blobs included. Structure and values follow
 // what the reference builder writes; where the format leaves a choice (places

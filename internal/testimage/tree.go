@@ -32,7 +32,7 @@ func NewTree() *Tree {
 type node struct {
 	mode      uint32 // st_mode with the type
 	uid, gid  uint32
-	nlink     uint32 // names; of a directory 0, the plan counts its children
+	nlink     uint32 // names; not used for directories, whose children the plan counts
 	rdev      uint32 // devices: as st_rdev of the kernel, 12:20 bits
 	mtimeNsec uint32
 	mtime     int64

@@ -176,10 +176,6 @@ func (img *Image) inodeDigests() [][32]byte {
 func (img *Image) appendInodeV5(b []byte, nr uint32, digest *[32]byte) []byte {
 	p, e := img.plan, img.plan.at(nr)
 	n := e.node
-	parent := uint64(0)
-	if e.parent != 0 {
-		parent = uint64(e.parent)
-	}
 	var flags uint64
 	var size, xattrBytes int64
 	childIndex, childCount := uint32(0), e.refCount
@@ -202,7 +198,7 @@ func (img *Image) appendInodeV5(b []byte, nr uint32, digest *[32]byte) []byte {
 	}
 
 	b = append(b, digest[:]...)
-	b = le.AppendUint64(b, parent)
+	b = le.AppendUint64(b, uint64(e.parent))
 	b = le.AppendUint64(b, uint64(e.first))
 	b = le.AppendUint32(b, n.uid)
 	b = le.AppendUint32(b, n.gid)
