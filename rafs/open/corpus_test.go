@@ -63,7 +63,7 @@ func TestCorpus(t *testing.T) {
 			}
 			var src rafstest.Source = &rafstest.BlobDir{Dir: filepath.Join(dir, "images", variant, "blobs")}
 			if strings.Contains(variant, "blobcachedir") {
-				src = rafstest.CacheDir{Dir: filepath.Join(dir, "images", variant, "cache")}
+				src = rafstest.CacheDir{Dir: filepath.Join(dir, "images", variant, "cache"), Suffix: ".blob.data"}
 			}
 			got, damaged, err := rafstest.Manifest(img, src)
 			if err != nil {

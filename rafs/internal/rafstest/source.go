@@ -25,6 +25,7 @@ type BlobDir struct {
 	}
 }
 
+// Chunk implements Source.
 func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) ([]byte, error) {
 	if s.last.data != nil && s.last.blob == blob && s.last.index == index {
 		return s.last.data, nil
@@ -64,11 +65,14 @@ func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) (
 	return data, nil
 }
 
-// CacheDir reads chunks from files of uncompressed data, at their place.
-type CacheDir struct{ Dir string }
+// CacheDir reads chunks from files of uncompressed data, at their place. The
+// files are named by blob id and Suffix.
+type CacheDir struct{ Dir, Suffix string }
+
+// Chunk implements Source.
 
 func (s CacheDir) Chunk(img rafs.Image, blob int, _ uint32, c *rafs.Chunk) ([]byte, error) {
-	f, err := os.Open(filepath.Join(s.Dir, img.Blobs()[blob].ID+".blob.data"))
+	f, err := os.Open(filepath.Join(s.Dir, img.Blobs()[blob].ID+s.Suffix))
 	if err != nil {
 		return nil, err
 	}
