@@ -16,7 +16,7 @@ import (
 )
 
 func TestColdReadIsOneRequestAndWarmReadsAreNone(t *testing.T) {
-	s := zstdSample(t, 1, 64, 16<<10)
+	s := lz4Sample(t, 1, 64, 16<<10)
 	dir := t.TempDir()
 	const amplification = 100 << 10
 	f := newFake(s)
@@ -58,7 +58,7 @@ func TestColdReadIsOneRequestAndWarmReadsAreNone(t *testing.T) {
 }
 
 func TestLocalBlob(t *testing.T) {
-	s := zstdSample(t, 2, 8, 5000)
+	s := lz4Sample(t, 2, 8, 5000)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, s.id), s.stored, 0o600); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestLocalBlob(t *testing.T) {
 }
 
 func TestManyReadersOfOneChunkCauseOneRequest(t *testing.T) {
-	s := zstdSample(t, 3, 4, 4096)
+	s := lz4Sample(t, 3, 4, 4096)
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(s)
@@ -113,7 +113,7 @@ func TestManyReadersOfOneChunkCauseOneRequest(t *testing.T) {
 }
 
 func TestChunksAreReadyWhileTheBodyStreams(t *testing.T) {
-	s := zstdSample(t, 4, 3, 4096)
+	s := lz4Sample(t, 4, 3, 4096)
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(s)
@@ -155,7 +155,7 @@ func (w waiter) Read([]byte) (int, error) {
 }
 
 func TestFlightEndsWhenItsLastReaderGivesUp(t *testing.T) {
-	s := zstdSample(t, 5, 2, 4096)
+	s := lz4Sample(t, 5, 2, 4096)
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(s)
