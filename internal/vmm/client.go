@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -60,7 +61,8 @@ type session struct {
 	spread atomic.Uint32
 	init   InitOut
 
-	room    []chan struct{} // by queue: a chain came back
+	queues  []*Queue        // that it listens on
+	room    []chan struct{} // by index of queue: a chain came back
 	reapers sync.WaitGroup
 
 	noOpen, noOpendir atomic.Bool // ENOSYS was the answer: never ask again
@@ -71,22 +73,28 @@ type session struct {
 	over bool              // guarded by mu
 }
 
-// NewClient starts to listen on the VM's queues. Nothing is sent yet: the first
-// request is Init. One client at a time; it ends with the rings or with Close.
-func (vm *VM) NewClient(guest Guest) (*Client, error) {
+// NewClient starts to listen on the VM's queues, or only on those that are named.
+// Nothing is sent yet: the first request is Init. It is one client to a queue, and
+// ends with the rings or with Close; the session that it had with the back-end goes
+// on, so that another client may continue it without Init.
+func (vm *VM) NewClient(guest Guest, queues ...int) (*Client, error) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	if vm.state != running {
 		return nil, errors.New("a client needs running rings")
 	}
 	s := &session{vm: vm, guest: guest, refs: map[uint64]uint64{}}
-	active := vm.queues[:vm.Configured+1]
-	for _, q := range active {
-		s.room = append(s.room, make(chan struct{}, 1))
+	s.room = make([]chan struct{}, len(vm.queues))
+	for _, q := range vm.queues[:vm.Configured+1] {
+		if len(queues) > 0 && !slices.Contains(queues, q.index) {
+			continue
+		}
+		s.queues = append(s.queues, q)
+		s.room[q.index] = make(chan struct{}, 1)
 		call := q.call
 		s.reapers.Go(func() { s.reap(q, call) })
 	}
-	vm.detachs = append(vm.detachs, func() { s.detach(active) })
+	vm.detachs = append(vm.detachs, s.detach)
 	return &Client{session: s}, nil
 }
 
@@ -110,10 +118,10 @@ func (vm *VM) Mount(ctx context.Context, guest Guest) (*Client, error) {
 func (c *Client) Close() {
 	c.vm.mu.Lock()
 	defer c.vm.mu.Unlock()
-	c.detach(c.vm.queues[:len(c.room)])
+	c.detach()
 }
 
-func (s *session) detach(queues []*Queue) {
+func (s *session) detach() {
 	s.mu.Lock()
 	over := s.over
 	s.over = true
@@ -121,13 +129,13 @@ func (s *session) detach(queues []*Queue) {
 	if over {
 		return
 	}
-	for _, q := range queues {
+	for _, q := range s.queues {
 		if q.call != nil {
 			q.call.ours.SetReadDeadline(time.Unix(1, 0))
 		}
 	}
 	s.reapers.Wait()
-	for _, q := range queues {
+	for _, q := range s.queues {
 		if q.call != nil {
 			q.call.ours.SetReadDeadline(time.Time{})
 		}
@@ -137,7 +145,7 @@ func (s *session) detach(queues []*Queue) {
 
 // fail ends every request that waits, with err.
 func (s *session) fail(err error) {
-	for _, q := range s.vm.queues[:len(s.room)] {
+	for _, q := range s.queues {
 		for _, c := range q.outstanding() {
 			if p, ok := c.Owner.(*Pending); ok && p.session == s {
 				p.finish(err)
@@ -231,7 +239,7 @@ func (c *Client) pick() *Queue {
 	i := c.queue
 	if i == 0 {
 		i = 1
-		if n := len(c.room) - 1; c.guest.MultiQueue && n > 1 {
+		if n := c.vm.Configured; c.guest.MultiQueue && n > 1 {
 			i = 1 + int(c.spread.Add(1)-1)%n
 		}
 	}
@@ -281,6 +289,9 @@ func (c *Client) start(ctx context.Context, op Opcode, nodeID uint64, args, data
 }
 
 func (c *Client) startOn(ctx context.Context, q *Queue, op Opcode, nodeID uint64, args, data []byte, want shape) (*Pending, error) {
+	if !slices.Contains(c.queues, q) {
+		return nil, fmt.Errorf("%v: the client does not listen on queue %d", op, q.index)
+	}
 	p := &Pending{session: c.session, queue: q, op: op, nodeID: nodeID, shape: want, done: make(chan struct{})}
 	p.unique = c.unique.Add(2)
 	p.Owner = p

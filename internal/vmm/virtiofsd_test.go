@@ -9,33 +9,39 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rafsd/rafsd/internal/manifest"
+	"github.com/rafsd/rafsd/internal/testguest"
 	"github.com/rafsd/rafsd/internal/vmm"
 )
 
-func virtiofsdProgram(t testing.TB) string {
-	p := os.Getenv("RAFSD_VIRTIOFSD")
-	if p == "" {
-		t.Skip("SKIPPED: no virtiofsd")
-	}
-	return p
-}
+// virtiofsd fetches Debian's virtiofsd once for all tests.
+var virtiofsd = sync.OnceValues(func() (testguest.Command, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	return testguest.Program(ctx, "virtiofsd", "")
+})
 
 // startVirtiofsd serves dir and returns the socket. The program ends with its
 // one front-end.
 func startVirtiofsd(t testing.TB, dir string, args ...string) string {
 	t.Helper()
-	program := virtiofsdProgram(t)
+	program, err := virtiofsd()
+	if err != nil {
+		t.Skipf("SKIPPED, NOT PROVEN AGAINST A FOREIGN BACK-END: no virtiofsd: %v", err)
+	}
 	sock := filepath.Join(t.TempDir(), "v.sock")
 	var log bytes.Buffer
-	cmd := exec.Command(program, append([]string{
+	cmd := exec.Command(program.Argv[0], slices.Concat(program.Argv[1:], []string{
 		"--socket-path", sock, "--shared-dir", dir, "--sandbox", "none", "--seccomp", "none", "--tag", "fs0",
-	}, args...)...)
+	}, args)...)
+	cmd.Env = append(os.Environ(), program.Env...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -61,45 +67,45 @@ func testContext(t testing.TB) context.Context {
 func TestVirtiofsdWalk(t *testing.T) {
 	dir := t.TempDir()
 	want := sampleTree(t, dir)
-	for _, seq := range []vmm.Sequence{vmm.QEMU72, vmm.QEMU11, vmm.CloudHypervisor, vmm.UML72} {
-		for _, guest := range []vmm.Guest{vmm.Linux510, vmm.Linux61, vmm.Linux72} {
-			t.Run(fmt.Sprintf("%v, %s", seq, guest.Name), func(t *testing.T) {
-				sock := startVirtiofsd(t, dir, "--xattr", "--cache", "auto")
-				ctx := testContext(t)
-				vm, err := vmm.Dial(ctx, sock, vmm.Options{Sequence: seq, Wait: 5 * time.Second})
+	for seq, guest := range map[vmm.Sequence]vmm.Guest{
+		vmm.QEMU72: vmm.Linux510, vmm.QEMU11: vmm.Linux72, vmm.CloudHypervisor: vmm.Linux61, vmm.UML72: vmm.Linux72UML,
+	} {
+		t.Run(fmt.Sprintf("%v, %s", seq, guest.Name), func(t *testing.T) {
+			sock := startVirtiofsd(t, dir, "--xattr", "--cache", "auto")
+			ctx := testContext(t)
+			vm, err := vmm.Dial(ctx, sock, vmm.Options{Sequence: seq, Wait: 5 * time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer vm.Kill()
+			lives := 1
+			if seq.Resets() {
+				lives = 2
+			}
+			for life := range lives {
+				c, err := vm.Mount(ctx, guest)
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer vm.Kill()
-				lives := 1
-				if seq.Resets() {
-					lives = 2
+				got, err := c.Walk(ctx, vmm.Walk{})
+				if err != nil {
+					t.Fatal(err)
 				}
-				for life := range lives {
-					c, err := vm.Mount(ctx, guest)
-					if err != nil {
-						t.Fatal(err)
-					}
-					got, err := c.Walk(ctx, vmm.Walk{})
-					if err != nil {
-						t.Fatal(err)
-					}
-					compare(t, got, want)
-					if refs := c.Refs(); len(refs) != 0 {
-						t.Errorf("after the walk %d nodes are still looked up", len(refs))
-					}
-					if life == lives-1 {
-						break
-					}
-					if err := vm.Reset(); err != nil {
-						t.Fatal(err)
-					}
+				compare(t, got, want)
+				if refs := c.Refs(); len(refs) != 0 {
+					t.Errorf("after the walk %d nodes are still looked up", len(refs))
 				}
-				if err := vm.Close(); err != nil {
-					t.Error(err)
+				if life == lives-1 {
+					break
 				}
-			})
-		}
+				if err := vm.Reset(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := vm.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
