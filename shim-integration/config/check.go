@@ -203,7 +203,6 @@ func (c *Config) Ignored() []string {
 	}
 	if r := c.Backend.Registry; r != nil {
 		add(r.Proxy.DragonflySchedulerEndpoint != "", "backend.registry.proxy.dragonfly_scheduler_endpoint")
-		add(r.Proxy.UseHTTP, "backend.registry.proxy.use_http")
 	}
 	if r := c.RAFS; r != nil {
 		add(r.Prefetch.Enable, "rafs.prefetch")

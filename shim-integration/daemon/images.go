@@ -88,7 +88,7 @@ var errUnmounted = errors.New("the image was unmounted")
 
 // openStore opens the blob store that a configuration describes.
 func (i *images) openStore(c *config.Config) (*blobstore.Store, error) {
-	b, err := newBackend(c.Backend)
+	b, err := newBackend(c.Backend, i.opts.Log)
 	if err != nil {
 		return nil, err
 	}
