@@ -39,6 +39,9 @@ func (c *Config) negotiate(offered uint64) uint64 {
 	if granted&FlagAutoInvalData != 0 {
 		granted &^= FlagExplicitInvalData
 	}
+	if granted&FlagMapAlignment == 0 {
+		granted &^= flagsDAX // the guest offers the other bit even without a window
+	}
 	if granted&FlagInitExt == 0 {
 		granted &^= flagsOfSecondWord
 	}
