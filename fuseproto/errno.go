@@ -11,14 +11,9 @@ import (
 
 // faultError says that memory was touched that is no longer there: a cache file
 // or bootstrap that shrank under its mapping, or the guest's own memory.
-type faultError struct {
-	addr  uintptr
-	cause error
-}
+type faultError struct{ addr uintptr }
 
-func (e *faultError) Error() string {
-	return fmt.Sprintf("memory at %#x has gone: %v", e.addr, e.cause)
-}
+func (e *faultError) Error() string { return fmt.Sprintf("memory at %#x has gone", e.addr) }
 
 // errPanicked is the outcome of a request that panicked; it was logged where the
 // stack was known.

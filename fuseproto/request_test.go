@@ -109,7 +109,7 @@ func TestF40_BigDescriptors(t *testing.T) {
 		request := fusetest.Request(o.op, 2, o.node, o.parts...)
 		request = append(request, make([]byte, 4096)...) // behind len: ignored
 		_, c = guest(t)
-		if got := c.Send(fusetest.NewMessage(request, 1<<20), 2); got.Errno != want.Errno || !bytes.Equal(got.Body, body) {
+		if got := c.Send(fusetest.NewMessage(request, 1<<16), 2); got.Errno != want.Errno || !bytes.Equal(got.Body, body) {
 			t.Errorf("%v: %v and %d bytes, want %v and %d", o.op, got.Errno, len(got.Body), want.Errno, len(body))
 		}
 	}

@@ -224,7 +224,7 @@ func (s *Server) recovered(op *Op, r any) error {
 		Addr() uintptr
 	}); ok {
 		s.shards[op.shard].faults.Add(1)
-		return &faultError{e.Addr(), e}
+		return &faultError{e.Addr()}
 	}
 	s.shards[op.shard].panics.Add(1)
 	if op.Opcode == OpReadDirPlus {
