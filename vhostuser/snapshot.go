@@ -1,0 +1,110 @@
+package vhostuser
+
+import (
+	"fmt"
+
+	"github.com/rafsd/rafsd/vhostuser/session"
+	"github.com/rafsd/rafsd/vhostuser/virtqueue"
+)
+
+// Snapshot implements session.Device: it pauses all vrings and tells how far they
+// came. Requests that wait go on waiting and will not be answered by this Device:
+// they are among the heads in flight, for the next one to serve again. Afterwards
+// only Close is of use.
+func (d *Device) Snapshot() ([]*session.Progress, []byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, nil, errClosed
+	}
+	d.pauseLocked()
+	vrings := make([]*session.Progress, len(d.vrings))
+	for i, v := range d.vrings {
+		if v.queue != nil {
+			p := session.Progress(v.queue.Progress())
+			vrings[i] = &p
+		}
+	}
+	handler, err := d.handler.Snapshot()
+	if err != nil {
+		return nil, nil, fmt.Errorf("state of the handler: %w", err)
+	}
+	return vrings, handler, nil
+}
+
+// NewDeviceFromSnapshot returns a Device that goes on where the one of state
+// stopped, with the same guest, in this or another process: requests in flight
+// are served again. state stays the caller's, and its content is not trusted.
+func NewDeviceFromSnapshot(h Handler, o Options, state *session.State) (*Device, error) {
+	d, err := NewDevice(h, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.restore(state); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Device) restore(s *session.State) error {
+	if len(s.Vrings) != len(d.vrings) {
+		return fmt.Errorf("state of %d vrings for a device of %d: %w", len(s.Vrings), len(d.vrings), session.ErrState)
+	}
+	if extra := s.Features &^ session.Features; extra != 0 {
+		return fmt.Errorf("state with features %#x that are not ours: %w", extra, session.ErrState)
+	}
+	if err := d.handler.Restore(s.Handler); err != nil {
+		return fmt.Errorf("state of the handler: %w", err)
+	}
+	d.SetFeatures(s.Features)
+	if len(s.Regions) > 0 {
+		if err := d.SetMemory(s.Regions); err != nil {
+			return err
+		}
+	}
+	for i := range s.Vrings {
+		if err := d.restoreVring(i, &s.Vrings[i]); err != nil {
+			return fmt.Errorf("vring %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func (d *Device) restoreVring(i int, s *session.Vring) error {
+	for _, set := range []struct {
+		fd int
+		to func(i, fd int) error
+	}{{s.Kick, d.SetKick}, {s.Call, d.SetCall}, {s.Err, d.SetErr}} {
+		if set.fd >= 0 {
+			if err := set.to(i, set.fd); err != nil {
+				return err
+			}
+		}
+	}
+	if !s.Live {
+		if s.Running {
+			return fmt.Errorf("runs, and has no progress: %w", session.ErrState)
+		}
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.table == nil {
+		return fmt.Errorf("set up without guest memory: %w", session.ErrState)
+	}
+	v := d.vrings[i]
+	q, err := virtqueue.Resume(d.table, d.config(s.Ring), virtqueue.Progress(s.Stopped))
+	if err != nil {
+		return err
+	}
+	v.queue, v.place, v.replay = q, s.Ring, s.Stopped.InFlight
+	d.used = true
+	if s.Running {
+		if v.kick == nil {
+			return fmt.Errorf("runs without a kick: %w", session.ErrState)
+		}
+		v.launch(d.table)
+	}
+	return nil
+}

@@ -1,0 +1,366 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+
+	"github.com/rafsd/rafsd/vhostuser/guestmem"
+	"github.com/rafsd/rafsd/vhostuser/session"
+	"github.com/rafsd/rafsd/vhostuser/virtqueue"
+)
+
+// A batch is published when the ring is empty, or when it holds so much. Small
+// replies share a publication and its notification test; after a large one the
+// driver can as well begin to work on it.
+const (
+	batchRequests = 32
+	batchBytes    = 64 << 10
+)
+
+// keptRequests is how many Requests that have waited a vring keeps for the next.
+const keptRequests = 64
+
+// vring is one queue of a Device: a goroutine while it runs, and the requests
+// that wait.
+//
+//	 idle ── start ──▶ running ── pause ──▶ paused ── start (the same) ──▶ running
+//	                      │                    │ start (another), reset, close
+//	chain or memory bad ──▶ broken ── pause ──▶└──▶ idle (waiting requests end)
+//
+// The methods that change this are called under Device.mu.
+type vring struct {
+	index   int
+	handler Handler
+	log     *slog.Logger
+	stats   *counters
+	onFault func() // tells the Device that guest memory is gone
+
+	// Guarded by Device.mu.
+	running bool
+	place   session.Ring  // what it was started with; Base is where it began
+	done    chan struct{} // closed when the goroutine of this run has ended
+	broken  bool          // written by the goroutine before it ends; only a start heals it
+
+	// halt asks the goroutine to end; it looks once a request. Written under mu.
+	halt atomic.Uint32
+
+	// Owned by the vring's goroutine while one runs, else guarded by Device.mu.
+	queue       *virtqueue.Queue // publishing also needs mu; nil when idle
+	replay      []uint16         // heads in flight that another process popped
+	current     *Request
+	staged      []virtqueue.Used
+	stagedBytes uint64
+	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
+
+	mu       sync.Mutex      // a leaf
+	changed  sync.Cond       // open, touching or an epoch's end changed
+	kick     *kick           // written under Device.mu and mu while the vring is stopped
+	call     notifier        // guarded by mu
+	failure  notifier        // the error descriptor; guarded by mu
+	open     bool            // guest memory may be touched; guarded by mu
+	touching int             // requests that have waited and touch it; guarded by mu
+	table    *guestmem.Table // where the rings are; guarded by mu
+	epoch    *epoch          // of the requests that wait; guarded by mu
+	free     []*Request      // guarded by mu
+}
+
+// Values of vring.halt.
+const (
+	haltNo    = iota
+	haltPause // stop between two requests
+	haltFault // guest memory is gone
+)
+
+func newVring(index int, h Handler, log *slog.Logger, c *counters, onFault func()) *vring {
+	v := &vring{index: index, handler: h, log: log.With("vring", index), stats: c, onFault: onFault}
+	v.changed.L = &v.mu
+	v.current = &Request{vring: v}
+	v.staged = make([]virtqueue.Used, 0, batchRequests)
+	v.pending = func(uintptr) bool { return v.queue.Pending() }
+	return v
+}
+
+// run is the vring's goroutine.
+func (v *vring) run(k *kick, done chan struct{}) {
+	defer close(done)
+	defer func() {
+		if p := recover(); p != nil {
+			v.giveUp(v.panicked(p))
+		}
+	}()
+	// Guest memory may be gone; that must not end the process.
+	debug.SetPanicOnFault(true)
+	if err := v.serve(k); err != nil {
+		v.giveUp(err)
+	}
+}
+
+// panicked turns what a goroutine of this vring recovered into an error.
+func (v *vring) panicked(p any) error {
+	v.mu.Lock()
+	table := v.table
+	v.mu.Unlock()
+	if err := table.Fault(p); err != nil {
+		v.onFault()
+		return err
+	}
+	// A mistake of the Handler's or ours: one vring is lost, and the stack says why.
+	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+}
+
+// giveUp says that the vring stops serving until it is started anew. It is called
+// by the vring's goroutine, or while there is none.
+func (v *vring) giveUp(err error) {
+	v.broken = true
+	v.stats.broken.Add(1)
+	v.log.Error("vring is broken", "err", err)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.failure.signal()
+}
+
+// serve works and sleeps until it is told to end (nil) or the ring is broken.
+func (v *vring) serve(k *kick) error {
+	for len(v.replay) > 0 {
+		h := v.replay[0]
+		v.replay = v.replay[1:]
+		if err := v.queue.Replay(h, &v.current.chain); err != nil {
+			return err
+		}
+		v.serveOne()
+	}
+	v.publish()
+	for {
+		if err := v.drain(); err != nil {
+			return err
+		}
+		switch v.halt.Load() {
+		case haltPause:
+			return nil
+		case haltFault:
+			return errFault
+		}
+		v.sleep(k)
+	}
+}
+
+var errFault = fmt.Errorf("another vring found that %w", guestmem.ErrGone)
+
+// sleep returns when there is work or the goroutine is to end. This is the place
+// for other ways of waiting, such as polling for a while.
+func (v *vring) sleep(k *kick) {
+	if v.queue.EnableKicks() {
+		return
+	}
+	if k.wait(v.pending) {
+		v.stats.kicks.Add(1)
+	}
+	v.queue.DisableKicks()
+}
+
+// drain serves chains until the ring is empty or the goroutine is to end, and
+// publishes what it finished.
+func (v *vring) drain() error {
+	for v.halt.Load() == haltNo {
+		ok, err := v.queue.Pop(&v.current.chain)
+		if err != nil {
+			v.publish()
+			return err
+		}
+		if !ok {
+			break
+		}
+		v.serveOne()
+		if len(v.staged) == cap(v.staged) || v.stagedBytes >= batchBytes {
+			v.publish()
+		}
+	}
+	v.publish()
+	return nil
+}
+
+// serveOne serves v.current and stages its reply, or lets it wait elsewhere.
+func (v *vring) serveOne() {
+	r := v.current
+	r.attached = true
+	written, done := v.handler.Serve(r)
+	if !done {
+		v.letWait(r)
+		return
+	}
+	written = r.checked(written)
+	v.staged = append(v.staged, virtqueue.Used{Head: r.chain.Head, Len: written})
+	v.stagedBytes += uint64(written)
+}
+
+// checked bounds what a Handler says it has written by what it could have.
+func (r *Request) checked(written uint32) uint32 {
+	if uint64(written) > r.chain.WriteLen {
+		r.vring.log.Error("handler says it has written more than there was room for",
+			"head", r.chain.Head, "written", written, "room", r.chain.WriteLen)
+		return uint32(r.chain.WriteLen)
+	}
+	return written
+}
+
+// publish shows the staged replies to the driver.
+//
+// All replies of all vrings pass here or finish: a log of dirty pages, as live
+// migration needs it, is to be written before the call of Publish, from the
+// written bytes of each reply.
+func (v *vring) publish() {
+	n := len(v.staged)
+	if n == 0 {
+		return
+	}
+	v.stats.requests.Add(uint64(n))
+	v.mu.Lock()
+	defer v.mu.Unlock() // Publish may fault
+	v.publishLocked(v.staged)
+	v.staged, v.stagedBytes = v.staged[:0], 0
+}
+
+func (v *vring) publishLocked(done []virtqueue.Used) {
+	signal := v.queue.Publish(done)
+	v.stats.batches.Add(1)
+	if signal && v.call.signal() {
+		v.stats.signals.Add(1)
+	}
+}
+
+// prepare sets the vring up in t to run from r on. It keeps what waits if r is
+// where the vring was paused; else that is forgotten, and fresh is true.
+func (v *vring) prepare(t *guestmem.Table, r session.Ring, cfg virtqueue.Config) (fresh bool, err error) {
+	if !v.continues(t, r, cfg) {
+		v.forget()
+		if v.queue, err = virtqueue.New(t, cfg, r.Base); err != nil {
+			v.queue = nil
+			return true, err
+		}
+		fresh = true
+	}
+	v.place, v.broken = r, false
+	return fresh, nil
+}
+
+// continues reports whether the driver goes on where the vring was paused: same
+// place, the base that we gave, and in the used ring what we left there. A driver
+// that was reset fills in another used index, even if all else is equal.
+func (v *vring) continues(t *guestmem.Table, r session.Ring, cfg virtqueue.Config) bool {
+	q := v.queue
+	return q != nil && q.Config() == cfg && q.Base() == r.Base &&
+		q.Rebind(t) == nil && q.RingUsed() == q.NextUsed()
+}
+
+// launch opens memory to what waits and starts the goroutine, unless the vring is
+// broken. Everything is set up in t.
+func (v *vring) launch(t *guestmem.Table) {
+	v.mu.Lock()
+	v.halt.Store(haltNo)
+	v.kick.allow()
+	v.table, v.open = t, true
+	if v.epoch == nil {
+		v.epoch = newEpoch()
+	}
+	v.changed.Broadcast()
+	v.mu.Unlock()
+	v.running = true
+	v.done = make(chan struct{})
+	if v.broken {
+		close(v.done)
+		return
+	}
+	go v.run(v.kick, v.done)
+}
+
+// pause ends the goroutine. When it returns, nobody touches guest memory for this
+// vring, and requests that wait stay waiting.
+func (v *vring) pause() {
+	if !v.running {
+		return
+	}
+	v.stop(haltPause)
+	<-v.done
+	v.mu.Lock()
+	v.open = false
+	for v.touching > 0 {
+		v.changed.Wait()
+	}
+	v.mu.Unlock()
+	v.running = false
+}
+
+// stop tells the goroutine to end, if there is one.
+func (v *vring) stop(why uint32) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.halt.CompareAndSwap(haltNo, why) && v.kick != nil {
+		v.kick.interrupt()
+	}
+}
+
+// resume undoes pause, with memory at t.
+func (v *vring) resume(t *guestmem.Table) error {
+	if err := v.queue.Rebind(t); err != nil {
+		return err
+	}
+	v.launch(t)
+	return nil
+}
+
+// forget ends all requests that wait, unanswered, and makes the vring idle. It is
+// paused. It waits until the Handler has returned from them.
+func (v *vring) forget() {
+	v.mu.Lock()
+	e := v.epoch
+	v.epoch = nil
+	if e != nil {
+		e.over = true
+		v.changed.Broadcast()
+	}
+	v.table = nil
+	v.mu.Unlock()
+	if e != nil {
+		e.cancel()
+		e.waiting.Wait()
+	}
+	v.queue, v.replay = nil, nil
+}
+
+// waits reports whether requests wait, or are to be served again. The vring is
+// paused.
+func (v *vring) waits() bool {
+	return v.queue != nil && len(v.queue.Progress().InFlight) > 0
+}
+
+// setKick replaces the kick, which may be nil. The vring is paused.
+func (v *vring) setKick(k *kick) {
+	v.mu.Lock()
+	old := v.kick
+	v.kick = k
+	v.mu.Unlock()
+	if old != nil {
+		old.close()
+	}
+}
+
+// setCall and setFailure replace a notifier; the old one is not used afterwards.
+func (v *vring) setCall(n notifier) { v.setNotifier(&v.call, n) }
+
+func (v *vring) setFailure(n notifier) { v.setNotifier(&v.failure, n) }
+
+func (v *vring) setNotifier(have *notifier, n notifier) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	have.close()
+	*have = n
+}
+
+// guestFault reports whether err is what a guest can cause.
+func guestFault(err error) bool {
+	return errors.Is(err, virtqueue.ErrSetup) || errors.Is(err, guestmem.ErrAddress) || errors.Is(err, guestmem.ErrGone)
+}
