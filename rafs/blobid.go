@@ -31,8 +31,9 @@ func CheckBlobID(id string) error {
 
 // ResolveBlobID returns the id under which a blob is fetched. A bootstrap that
 // was cut out of its blob (INLINED_FS_META) may not know the blob's id; the
-// convention is then that the file is named by it, up to the first dot.
-func ResolveBlobID(index int, tableID string, features uint32, path string) (string, error) {
+// convention is then that the file is named by it, up to the first dot. offset
+// is where the entry is in the blob table.
+func ResolveBlobID(index int, offset uint64, tableID string, features uint32, path string) (string, error) {
 	if features&BlobInlinedFSMeta != 0 && tableID == inlinePlaceholder {
 		stem, _, _ := strings.Cut(filepath.Base(path), ".")
 		if !isHexDigest(stem) {
@@ -42,10 +43,10 @@ func ResolveBlobID(index int, tableID string, features uint32, path string) (str
 		return stem, nil
 	}
 	if tableID == inlinePlaceholder {
-		return "", fmt.Errorf("blob %d: the id is a placeholder (64 x)", index)
+		return "", Damaged("blob table", offset, "the id of blob %d is a placeholder (64 x)", index)
 	}
 	if err := CheckBlobID(tableID); err != nil {
-		return "", fmt.Errorf("blob %d: %w", index, err)
+		return "", Damaged("blob table", offset, "blob %d: %v", index, err)
 	}
 	return tableID, nil
 }

@@ -62,6 +62,8 @@ func (w *walker) visit(ino uint64, typ uint8, depth int, name []byte) error {
 	e.Err = w.img.Attr(ino, &e.Attr)
 	isDir := e.Err == nil && e.Attr.Mode&ModeType == ModeDir
 	switch {
+	case errors.Is(e.Err, ErrStale):
+		e.Err = fmt.Errorf("%w: directory entry of inode %d, which is none", ErrDamaged, ino)
 	case e.Err != nil:
 	case DirentType(e.Attr.Mode) != typ:
 		e.Err = fmt.Errorf("%w: directory entry of type %d, inode %d has mode %#o", ErrDamaged, typ, ino, e.Attr.Mode)

@@ -41,7 +41,7 @@ func (im *Image) readBlobs() error {
 			}
 		}
 		var err error
-		if blob.ID, err = rafs.ResolveBlobID(i, string(id[:min(len(id), 65)]), blob.Features, im.b.Path()); err != nil {
+		if blob.ID, err = rafs.ResolveBlobID(i, off, string(id[:min(len(id), 65)]), blob.Features, im.b.Path()); err != nil {
 			return err
 		}
 		if first, twice := ids[blob.ID]; twice {

@@ -126,7 +126,7 @@ func (im *Image) readBlob(i int) error {
 			return bad(112, "blob %d has %d bytes of chunks", i, data)
 		}
 	}
-	id, err := rafs.ResolveBlobID(i, tableID, features, im.b.Path())
+	id, err := rafs.ResolveBlobID(i, off, tableID, features, im.b.Path())
 	if err != nil {
 		return err
 	}

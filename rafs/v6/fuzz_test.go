@@ -12,7 +12,9 @@ import (
 )
 
 // FuzzImage opens hostile bootstraps, uses everything in them and checks them:
-// this must end, stay in bounds, and keep the promises of rafs.Image.
+// this must end, stay in bounds, and keep the promises of rafs.Image. A bootstrap
+// is one of the written images with edits (see rafstest.Edit), or the edits
+// themselves.
 func FuzzImage(f *testing.F) {
 	tree := testimage.NewTree()
 	tree.File("/a", []byte("content"), testimage.Xattr("user.x", "value"), testimage.Xattr("security.y", ""))
@@ -22,6 +24,7 @@ func FuzzImage(f *testing.F) {
 	tree.Dir("/d/e")
 	tree.Device("/d/null", false, 1, 3)
 	tree.Fifo("/p")
+	var images [][]byte
 	for _, o := range []testimage.Options{
 		{Compressor: testimage.LZ4, Prefetch: []string{"/d/b"}},
 		{ChunkSize: 4096, Blobs: 2},
@@ -35,9 +38,16 @@ func FuzzImage(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b)
+		images = append(images, b)
+		f.Add(uint8(len(images)-1), []byte{})
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Add(uint8(len(images)), images[0])
+	f.Add(uint8(0), []byte{0x08, 0x20, 0, 2, 1, 0, 0, 0, 0, 0x30, 0, 3, 0xFF, 0xFF, 0xFF, 0xFF})
+	f.Fuzz(func(t *testing.T, image uint8, edits []byte) {
+		b := edits
+		if int(image) < len(images) {
+			b = rafstest.Edit(images[image], edits)
+		}
 		img, err := v6.Open(rafs.NewBootstrap("fuzz", b))
 		if err != nil {
 			if !errors.Is(err, rafs.ErrDamaged) && !errors.Is(err, rafs.ErrUnsupported) && !errors.Is(err, rafs.ErrNotRAFS) {
