@@ -28,7 +28,8 @@ type Desc struct {
 
 const descSize = 16
 
-func (d Desc) put(b []byte) {
+// Put writes the descriptor to the front of b.
+func (d Desc) Put(b []byte) {
 	binary.LittleEndian.PutUint64(b, d.Addr)
 	binary.LittleEndian.PutUint32(b[8:], d.Len)
 	binary.LittleEndian.PutUint16(b[12:], d.Flags)
@@ -253,7 +254,7 @@ func (q *Queue) layout(c *Chain) error {
 			d.Flags |= DescNext
 			d.Next = uint16(i + 1)
 		}
-		d.put(c.table.Bytes[i*descSize:])
+		d.Put(c.table.Bytes[i*descSize:])
 	}
 	c.entries, c.space = n, c.room()
 	return nil
@@ -315,7 +316,7 @@ func (q *Queue) Add(c *Chain) (kick bool, err error) {
 			if k+1 < n {
 				d.Flags |= DescNext
 			}
-			d.put(q.ring.Bytes[int(i)*descSize:])
+			d.Put(q.ring.Bytes[int(i)*descSize:])
 			i = q.next[i]
 		}
 		q.freeHead = i
@@ -335,7 +336,7 @@ func fill(b []byte, v byte) {
 
 func (q *Queue) takeDesc(d Desc) uint16 {
 	i := q.freeHead
-	d.put(q.ring.Bytes[int(i)*descSize:])
+	d.Put(q.ring.Bytes[int(i)*descSize:])
 	q.freeHead = q.next[i]
 	q.numFree--
 	return i
@@ -522,7 +523,7 @@ func (q *Queue) Faulted(ctx context.Context) bool {
 
 // PutDesc writes descriptor i of the ring's table.
 func (q *Queue) PutDesc(i int, d Desc) {
-	d.put(q.ring.Bytes[i*descSize:])
+	d.Put(q.ring.Bytes[i*descSize:])
 }
 
 // Offer puts head, whatever it is, into the next slot of the available ring.
