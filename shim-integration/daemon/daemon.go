@@ -264,16 +264,10 @@ func cleanMountpoint(mountpoint string) (string, error) {
 
 // FrontEndConnected and FrontEndGone tell the daemon of its VMM, for its end of
 // life.
-func (d *Daemon) FrontEndConnected() {
-	d.log.Info("VMM connected")
-	d.life.connect()
-}
+func (d *Daemon) FrontEndConnected() { d.life.connect() }
 
 // FrontEndGone is the counterpart of FrontEndConnected.
-func (d *Daemon) FrontEndGone() {
-	d.log.Info("VMM is gone")
-	d.life.disconnect()
-}
+func (d *Daemon) FrontEndGone() { d.life.disconnect() }
 
 // Over yields once the daemon has outlived its use: nil after the VMM was gone
 // for the linger time, an error that wraps ErrNoFrontEnd if none ever came.

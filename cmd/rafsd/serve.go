@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rafsd/rafsd/internal/version"
+	"github.com/rafsd/rafsd/shim-integration/config"
+	"github.com/rafsd/rafsd/shim-integration/daemon"
+	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
+	"github.com/rafsd/rafsd/shim-integration/httpapi"
+	"github.com/rafsd/rafsd/vhostuser"
+)
+
+// Whoever ends us waits a second at most; what has not ended by then is cut off.
+const (
+	stopWithin  = 800 * time.Millisecond
+	flushWithin = 100 * time.Millisecond
+)
+
+// levels are slog's of the names on the command line. The FUSE server traces
+// requests at debug level.
+var levels = map[string]slog.Level{
+	"trace": slog.LevelDebug - 4, "debug": slog.LevelDebug, "info": slog.LevelInfo,
+	"warn": slog.LevelWarn, "error": slog.LevelError,
+}
+
+// serve is the life of a daemon: it returns when that is over, nil if all went
+// well.
+func serve(v *virtiofsArgs, stderr *os.File) error {
+	// Before anything else: a signal during the start ends it in good order too.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+
+	log, sink, err := openLog(v, stderr)
+	if err != nil {
+		return err
+	}
+	defer sink.Close(flushWithin)
+	daemon.TuneProcess(v.settings, log)
+	if len(v.ignored) > 0 {
+		log.Warn("options without effect", "options", strings.Join(v.ignored, ", "))
+	}
+	log.Info("rafsd starts", "version", version.Version, "commit", version.Commit, "go", runtime.Version(), "pid", os.Getpid())
+	s, err := start(v, log)
+	if err != nil {
+		return err
+	}
+	err = s.wait(signals)
+	s.stop()
+	return err
+}
+
+// openLog returns the logger of the daemon.
+func openLog(v *virtiofsArgs, stderr *os.File) (*slog.Logger, *logsink.Sink, error) {
+	var out io.Writer = stderr
+	if v.logFile != "" {
+		f, err := logsink.OpenFile(v.logFile, v.logRotation)
+		if err != nil {
+			return nil, nil, err
+		}
+		out = f
+	}
+	s := v.settings.Log
+	sink := logsink.New(out, s.Format)
+	return slog.New(logsink.Handler(sink, s.Format, levels[s.Level])), sink, nil
+}
+
+// service is a daemon with its doors.
+type service struct {
+	log    *slog.Logger
+	daemon *daemon.Daemon
+	api    *httpapi.Server    // nil if there is none
+	hangUp context.CancelFunc // ends the VMM's connection and the wait for another
+
+	failed chan error    // why a door has closed by itself
+	ended  chan struct{} // yields once for each door that has closed
+	doors  int
+}
+
+// start makes everything ready and opens the doors.
+func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
+	s := &service{log: log, failed: make(chan error, 2), ended: make(chan struct{}, 2)}
+	queues := queueCount(v)
+	s.daemon, err = daemon.New(daemon.Options{
+		ID: v.id, Supervisor: v.supervisor,
+		FirstConnect: limit(v.settings.Daemon.FirstConnect), Linger: limit(v.settings.Daemon.Linger),
+		Alone: v.apisock == "" && v.bootstrap != "" && v.mountpoint == "/",
+		Read:  v.settings.Read, Cache: v.settings.Cache,
+		Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.daemon.Close())
+		}
+	}()
+	device, err := vhostuser.NewServer(s.daemon.Device(v.tag, queues), vhostuser.Options{
+		Queues:       1 + queues, // the first one is for what must not wait behind requests
+		Config:       v.tag != "",
+		Log:          log,
+		OnConnect:    s.daemon.FrontEndConnected,
+		OnDisconnect: func(error) { s.daemon.FrontEndGone() },
+	})
+	if err != nil {
+		return nil, err
+	}
+	socket, err := listen(v)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			socket.Close()
+		}
+	}()
+	if v.bootstrap != "" {
+		c, err := v.mountConfig()
+		if err != nil {
+			return nil, err
+		}
+		if err := s.daemon.MountImage(context.Background(), v.mountpoint, v.bootstrap, c); err != nil {
+			return nil, err
+		}
+	}
+	var api net.Listener
+	if v.apisock != "" {
+		if api, err = httpapi.Listen(v.apisock); err != nil {
+			return nil, err
+		}
+	}
+	// From the first answer on a caller finds us RUNNING, mounts and all.
+	if err := s.daemon.Start(); err != nil {
+		return nil, err
+	}
+	ctx, hangUp := context.WithCancel(context.Background())
+	s.hangUp = hangUp
+	s.open("vhost-user socket", func() error { return device.Serve(ctx, socket) })
+	if api != nil {
+		s.api = httpapi.NewServer(s.daemon, log)
+		s.open("API socket", func() error { return s.api.Serve(api) })
+	}
+	log.Info("ready", "queues", queues)
+	return s, nil
+}
+
+// maxSocketPath is the longest path of a unix socket in bytes.
+const maxSocketPath = 107
+
+// listen opens the socket for the VMM.
+func listen(v *virtiofsArgs) (*vhostuser.Listener, error) {
+	if v.fd >= 0 {
+		return vhostuser.Inherit(v.fd)
+	}
+	if n := len(v.sock); n > maxSocketPath {
+		return nil, fmt.Errorf("vhost-user socket %s: path of %d bytes, at most %d are possible", v.sock, n, maxSocketPath)
+	}
+	return vhostuser.Listen(v.sock)
+}
+
+// open serves one door until it closes.
+func (s *service) open(name string, serve func() error) {
+	s.doors++
+	go func() {
+		if err := serve(); err != nil {
+			s.failed <- fmt.Errorf("%s: %w", name, err)
+		}
+		s.ended <- struct{}{}
+	}()
+}
+
+// wait returns when the daemon is to end: nil if that is as it should be.
+func (s *service) wait(signals <-chan os.Signal) error {
+	select {
+	case sig := <-signals:
+		s.log.Info("ending", "signal", sig.String())
+		return nil
+	case err := <-s.daemon.Over():
+		s.log.Info("ending: nobody needs us any more", "err", err)
+		return err
+	case err := <-s.failed:
+		return err
+	}
+}
+
+// stop closes the doors and what is behind them. It returns in less than a
+// second, whatever hangs; what had no time to be closed well is safe on disk at
+// any moment.
+func (s *service) stop() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if s.api != nil {
+			s.report(s.api.Close())
+		}
+		s.hangUp()
+		for range s.doors {
+			<-s.ended
+		}
+		s.report(s.daemon.Close())
+	}()
+	select {
+	case <-done:
+	case <-time.After(stopWithin):
+		s.log.Warn("ending without waiting any longer")
+	}
+}
+
+func (s *service) report(err error) {
+	if err != nil {
+		s.log.Warn("while ending", "err", err)
+	}
+}
+
+// queueCount is the number of request queues that are offered.
+func queueCount(v *virtiofsArgs) int {
+	switch n := v.settings.Daemon.Queues; {
+	case n > 0:
+		return n
+	case v.tag != "":
+		// Who reads the number from the configuration space takes it for the
+		// number there is to use.
+		return 1
+	}
+	return min(4, runtime.NumCPU())
+}
+
+// limit turns a setting into a time-out, for which 0 is "never".
+func limit(d config.Duration) time.Duration {
+	if d == config.Forever {
+		return 0
+	}
+	return time.Duration(d)
+}
