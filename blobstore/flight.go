@@ -245,6 +245,9 @@ func (f *flight) bring(r io.Reader, l *load) (ok bool, err error) {
 		if f.ctx.Err() != nil {
 			return false, f.ctx.Err()
 		}
+		if j, ok := r.(backend.Rejecter); ok {
+			j.Reject()
+		}
 		f.wrong(l, b.chunkError(op, c, err))
 		return false, nil
 	}

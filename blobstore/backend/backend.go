@@ -44,6 +44,13 @@ type Source interface {
 	Size(ctx context.Context) (int64, error)
 }
 
+// Rejecter is implemented by readers of a Source that have more than one way to
+// the blob. Reject is called before Close when the bytes turned out to be wrong;
+// the next request then goes another way, if there is one.
+type Rejecter interface {
+	Reject()
+}
+
 // Kind says what a caller may do about an error.
 type Kind uint8
 
