@@ -230,10 +230,14 @@ func TestTokensAreRenewed(t *testing.T) {
 	})
 	t.Run("before they expire", func(t *testing.T) {
 		t.Parallel()
-		r, id := start(t, testregistry.Options{Auth: testregistry.Bearer, TokenTTL: 400 * time.Millisecond})
+		r, id := start(t, testregistry.Options{Auth: testregistry.Bearer, TokenTTL: 2 * time.Second})
 		src := open(t, r, id, nil)
-		for start := time.Now(); time.Since(start) < 900*time.Millisecond; {
+		deadline := time.Now().Add(20 * time.Second)
+		for r.Counts("").TokensIssued < 2 {
 			mustRead(t, src, 0, 10)
+			if time.Now().After(deadline) {
+				t.Fatal("the token was not renewed")
+			}
 		}
 		if c := r.Counts(id); c.Denied != 1 {
 			t.Errorf("%d requests denied, want only the first", c.Denied)
