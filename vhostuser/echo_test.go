@@ -111,3 +111,10 @@ func (e *echo) Restore(state []byte) error {
 	return nil
 }
 func (e *echo) Config() []byte { return e.space }
+
+// shut makes requests with this arg wait again.
+func (e *echo) shut(arg uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.gates, arg)
+}

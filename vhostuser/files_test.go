@@ -27,3 +27,10 @@ func writeFile(t *testing.T, path string) {
 	t.Helper()
 	check(t, os.WriteFile(path, []byte("precious"), 0o600))
 }
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	check(t, err)
+	return string(b)
+}

@@ -390,3 +390,23 @@ func openFDs(t testing.TB) int {
 	check(t, err)
 	return len(e)
 }
+
+// reset makes the rings those of a driver that has just started, both indexes at
+// start, at the same place.
+func (q *frontQueue) reset(start uint16) {
+	q.Driver = vqtest.New(q.f.mem, uint64(q.index)*ringStride, q.f.o.size, start, !q.f.o.noEvent)
+}
+
+// move makes rings of a fresh driver elsewhere.
+func (q *frontQueue) move(start uint16) {
+	q.Driver = vqtest.New(q.f.mem, uint64(len(q.f.q)+q.index)*ringStride, q.f.o.size, start, !q.f.o.noEvent)
+}
+
+// offerAt makes a request available whose reply goes to guest address room.
+func (q *frontQueue) offerAt(head uint16, room uint64, op, arg uint32, id uint64) {
+	at := q.slot(head)
+	q.offer(head, op, arg, id)
+	q.Desc(head, q.Table(at, frontGPA+at,
+		vqtest.Desc{Addr: frontGPA + at + slotReq, Len: reqSize},
+		vqtest.Desc{Addr: room, Len: replySize, Flags: vqtest.Write}))
+}
