@@ -156,7 +156,7 @@ func (im *Image) checkRoot() error {
 		return rafs.Damaged("superblock", 56, "no inodes")
 	}
 	off := uint64(le.Uint32(im.data[im.inodes.off:])) * recordUnit
-	if size := uint64(len(im.data)); off <= size && size-off >= recordSize {
+	if size := uint64(len(im.data)); off > superSize && off <= size && size-off >= recordSize {
 		rec := im.data[off:]
 		if le.Uint32(rec[60:]) == 0 && le.Uint16(rec[100:]) == 0 {
 			return rafs.Unsupported("root inode at %#x is no directory: a pre-release v5 layout", off)

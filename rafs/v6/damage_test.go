@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rafsd/rafsd/internal/testimage"
@@ -22,8 +23,23 @@ type fixture struct {
 	b   []byte
 }
 
+// fixtureImage is written once: what follows only needs its layout.
+var (
+	fixtureOnce  sync.Once
+	fixtureImage *testimage.Image
+	fixtureBytes []byte
+)
+
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
+	fixtureOnce.Do(func() { writeFixture(t) })
+	if fixtureImage == nil {
+		t.Fatal("there is no image to damage")
+	}
+	return &fixture{t, fixtureImage, bytes.Clone(fixtureBytes)}
+}
+
+func writeFixture(t *testing.T) {
 	tree := testimage.NewTree()
 	tree.File("/a", []byte("content of a"), testimage.Xattr("user.x", "value"), testimage.Xattr("user.y", "other"))
 	tree.SizedFile("/d/b", 9000, 1)
@@ -44,7 +60,7 @@ func newFixture(t *testing.T) *fixture {
 	if len(img.Blobs) != 2 {
 		t.Fatalf("%d blobs, want 2", len(img.Blobs))
 	}
-	return &fixture{t, img, b}
+	fixtureImage, fixtureBytes = img, b
 }
 
 func (f *fixture) inode(path string) testimage.InodeLayout {
