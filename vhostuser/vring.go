@@ -87,16 +87,27 @@ func newVring(index int, h Handler, log *slog.Logger, c *counters, onFault func(
 // run is the vring's goroutine.
 func (v *vring) run(k *kick, done chan struct{}) {
 	defer close(done)
-	defer func() {
-		if p := recover(); p != nil {
-			v.giveUp(v.panicked(p))
-		}
-	}()
 	// Guest memory may be gone; that must not end the process.
 	debug.SetPanicOnFault(true)
-	if err := v.serve(k); err != nil {
-		v.giveUp(err)
+	err := v.guard(func() error { return v.serve(k) })
+	if err == nil {
+		return
 	}
+	if !errors.Is(err, guestmem.ErrGone) {
+		// What was finished before it came to this is good.
+		err = errors.Join(err, v.guard(func() error { v.publish(); return nil }))
+	}
+	v.giveUp(err)
+}
+
+// guard turns a panic of f into an error.
+func (v *vring) guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = v.panicked(p)
+		}
+	}()
+	return f()
 }
 
 // panicked turns what a goroutine of this vring recovered into an error.
@@ -168,7 +179,6 @@ func (v *vring) drain() error {
 	for v.halt.Load() == haltNo {
 		ok, err := v.queue.Pop(&v.current.chain)
 		if err != nil {
-			v.publish()
 			return err
 		}
 		if !ok {
