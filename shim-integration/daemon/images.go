@@ -13,6 +13,7 @@ import (
 	"github.com/rafsd/rafsd/fuseproto"
 	rafsfs "github.com/rafsd/rafsd/rafs/fs"
 	"github.com/rafsd/rafsd/rafs/open"
+	"github.com/rafsd/rafsd/shim-integration/backends"
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
 
@@ -88,7 +89,7 @@ var errUnmounted = errors.New("the image was unmounted")
 
 // openStore opens the blob store that a configuration describes.
 func (i *images) openStore(c *config.Config) (*blobstore.Store, error) {
-	b, err := newBackend(c.Backend, i.opts.Log)
+	b, err := backends.New(c.Backend, i.opts.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,6 @@
-package daemon
+// Package backends makes the place that blobs come from out of a configuration.
+// It is what the daemon and the tool share.
+package backends
 
 import (
 	"fmt"
@@ -11,16 +13,16 @@ import (
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
 
-// newBackend makes the back-end that a configuration describes. It asks nobody.
-// Here and nowhere else credentials leave their Secret.
-func newBackend(c *config.Backend, log *slog.Logger) (backend.Backend, error) {
+// New makes the back-end that a configuration describes. It asks nobody. Here and
+// nowhere else credentials leave their Secret.
+func New(c *config.Backend, log *slog.Logger) (backend.Backend, error) {
 	switch c.Type {
 	case "localfs":
 		return localfs.New(localfs.Options{Dir: c.LocalFS.Dir, AltDirs: c.LocalFS.AltDirs, BlobFile: c.LocalFS.BlobFile})
 	case "registry":
 		return registry.New(registryOptions(c.Registry, log))
 	}
-	return nil, fmt.Errorf("back-end type %s: %w", c.Type, ErrUnsupported)
+	return nil, fmt.Errorf("back-end type %s: %w", c.Type, config.ErrUnsupported)
 }
 
 func registryOptions(c *config.Registry, log *slog.Logger) registry.Options {
