@@ -104,6 +104,11 @@ func (vm *VM) Mount(ctx context.Context, guest Guest) (*Client, error) {
 	if err := vm.Start(); err != nil {
 		return nil, err
 	}
+	if vm.Patient {
+		if err := vm.settle(); err != nil {
+			return nil, err
+		}
+	}
 	c, err := vm.NewClient(guest)
 	if err != nil {
 		return nil, err
@@ -112,6 +117,13 @@ func (vm *VM) Mount(ctx context.Context, guest Guest) (*Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// settle waits until the back-end has handled all messages so far.
+func (vm *VM) settle() error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.Control.Quiet()
 }
 
 // Close stops listening; requests in flight fail with ErrReset.

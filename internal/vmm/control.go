@@ -92,7 +92,7 @@ const (
 	headerSize                      = 12
 	flagVersion              uint32 = 1
 	flagReply                uint32 = 4
-	flagNeedReply            uint32 = 8
+	NeedReply                uint32 = 8
 	flagsOfReply             uint32 = flagVersion | flagReply
 	maxReply                        = 4096
 	noDescriptor             uint64 = 1 << 8 // in the payload of KICK, CALL and ERR
@@ -140,7 +140,7 @@ func dialControl(ctx context.Context, path string) (*Control, error) {
 // beside the version.
 func (c *Control) Send(req Request, flags uint32, payload []byte, fds ...int) error {
 	if c.Trace != nil {
-		c.Trace(req, flags&flagNeedReply != 0, payload, len(fds))
+		c.Trace(req, flags&NeedReply != 0, payload, len(fds))
 	}
 	return c.SendRaw(rawMessage(uint32(req), flagVersion|flags, uint32(len(payload)), payload), fds...)
 }
@@ -275,7 +275,7 @@ func (c *Control) Set(req Request, ack bool, payload []byte, fds ...int) error {
 	if !ack || !c.ReplyAck {
 		return c.Send(req, 0, payload, fds...)
 	}
-	if err := c.Send(req, flagNeedReply, payload, fds...); err != nil {
+	if err := c.Send(req, NeedReply, payload, fds...); err != nil {
 		return err
 	}
 	b, extra, err := c.Receive(req, 8)

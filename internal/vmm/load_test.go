@@ -16,7 +16,7 @@ func TestVirtiofsdLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := testContext(t)
-	vm, err := vmm.Dial(ctx, startVirtiofsd(t, dir), vmm.Options{Wait: 5 * time.Second})
+	vm, err := vmm.Dial(ctx, startVirtiofsd(t, dir), vmm.Options{Patient: true, Wait: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

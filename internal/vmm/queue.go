@@ -113,6 +113,7 @@ type Queue struct {
 	bad       error  // the first violation: the ring is not looked at any more
 	base      uint16 // where the back-end stopped (GET_VRING_BASE)
 	stale     bool   // the ring's memory is of an earlier life
+	abused    bool   // a hostile driver wrote the indexes
 
 	kicks, calls atomic.Uint64
 }
@@ -151,7 +152,7 @@ func (q *Queue) forget() []*Chain {
 	}
 	q.freeHead, q.numFree, q.nInflight = 0, int(q.size), 0
 	q.availIdx, q.kicked, q.lastUsed, q.base = 0, 0, 0, 0
-	q.callOff, q.bad = false, nil
+	q.callOff, q.bad, q.abused = false, nil, false
 	q.stale = true
 	return lost
 }
@@ -538,6 +539,7 @@ func (q *Queue) Offer(head uint16) {
 func (q *Queue) PutAvailIdx(idx uint16) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.abused = true
 	q.availIdx = idx
 	q.setAvailIdx(idx)
 }

@@ -314,7 +314,7 @@ type cloudHypervisor struct{ *VM }
 
 func (v cloudHypervisor) getFlags() uint32 {
 	if v.Control.ReplyAck {
-		return flagNeedReply
+		return NeedReply
 	}
 	return 0
 }

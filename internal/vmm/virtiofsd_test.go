@@ -73,7 +73,7 @@ func TestVirtiofsdWalk(t *testing.T) {
 		t.Run(fmt.Sprintf("%v, %s", seq, guest.Name), func(t *testing.T) {
 			sock := startVirtiofsd(t, dir, "--xattr", "--cache", "auto")
 			ctx := testContext(t)
-			vm, err := vmm.Dial(ctx, sock, vmm.Options{Sequence: seq, Wait: 5 * time.Second})
+			vm, err := vmm.Dial(ctx, sock, vmm.Options{Sequence: seq, Patient: true, Wait: 5 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +113,7 @@ func TestVirtiofsdWalk(t *testing.T) {
 // waits for a header. The client must notice.
 func TestVirtiofsdDestroy(t *testing.T) {
 	ctx := testContext(t)
-	vm, err := vmm.Dial(ctx, startVirtiofsd(t, t.TempDir()), vmm.Options{Wait: 5 * time.Second})
+	vm, err := vmm.Dial(ctx, startVirtiofsd(t, t.TempDir()), vmm.Options{Patient: true, Wait: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func sampleTree(t testing.TB, dir string) []manifest.Entry {
 func TestVirtiofsdWrites(t *testing.T) {
 	dir := t.TempDir()
 	ctx := testContext(t)
-	vm, err := vmm.Dial(ctx, startVirtiofsd(t, dir, "--xattr"), vmm.Options{Sequence: vmm.QEMU11, Wait: 5 * time.Second})
+	vm, err := vmm.Dial(ctx, startVirtiofsd(t, dir, "--xattr"), vmm.Options{Sequence: vmm.QEMU11, Patient: true, Wait: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

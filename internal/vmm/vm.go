@@ -42,6 +42,12 @@ type Options struct {
 	// devices and UML do, whatever VMM it is.
 	RequestTag bool
 
+	// Patient makes Mount wait until the back-end has taken all messages of the
+	// start. A real guest needs longer than that for its first request; virtiofsd,
+	// for one, loses a request whose kick comes before SET_VRING_ENABLE. Ours must
+	// not, so it is off unless a foreign back-end is driven.
+	Patient bool
+
 	// Wait is how long Dial tries again while nothing listens on the socket.
 	Wait time.Duration
 
@@ -560,7 +566,7 @@ func (vm *VM) getBase(q *Queue, flags uint32) error {
 		return violation("GET_VRING_BASE of queue %d was answered for queue %d", q.index, index)
 	case base > 0xffff:
 		return violation("GET_VRING_BASE of queue %d answered %#x: a split ring's index has 16 bits", q.index, base)
-	case q.availIdx-uint16(base) > q.size:
+	case q.availIdx-uint16(base) > q.size && !q.abused:
 		return violation("GET_VRING_BASE of queue %d answered %d, avail idx is %d", q.index, base, q.availIdx)
 	}
 	q.base = uint16(base)

@@ -131,6 +131,23 @@ func (r *rig) broken(ctx context.Context, used uint16) error {
 	return nil
 }
 
+// muted verifies that a chain without room for a reply got none: it came back with
+// length 0, or the queue was given up.
+func (r *rig) muted(ctx context.Context, used uint16) error {
+	for end := time.Now().Add(patience); !time.Now().After(end); {
+		if r.queue.UsedIdx() != used {
+			if _, length := r.queue.UsedElem(used); length != 0 {
+				return fmt.Errorf("used.len is %d where no reply fits", length)
+			}
+			return nil
+		}
+		if r.queue.Faulted(instant(ctx)) {
+			return nil
+		}
+	}
+	return errors.New("neither given up nor returned")
+}
+
 // answered waits until the used index is past used and returns the last element.
 func (r *rig) answered(ctx context.Context, used uint16) (id, length uint32, err error) {
 	for end := time.Now().Add(patience); r.queue.UsedIdx() == used; {

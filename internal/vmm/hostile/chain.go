@@ -15,6 +15,7 @@ const (
 	replies                // answers the GETATTR that it is
 	empty                  // returns the chain with length 0
 	fails                  // answers with an errno, 16 bytes
+	mute                   // gives the queue up or returns the chain with length 0
 	either                 // whatever, as long as all else works
 )
 
@@ -66,6 +67,8 @@ func (r *rig) judge(ctx context.Context, expect outcome, used uint16) error {
 		return r.broken(ctx, used)
 	case either:
 		return nil
+	case mute:
+		return r.muted(ctx, used)
 	}
 	_, length, err := r.answered(ctx, used)
 	if err != nil {
@@ -263,12 +266,12 @@ func chainAttacks() []Attack {
 		{name: "readable after writable", make: func(r *rig) error {
 			return r.direct(r.read(), r.write(), r.read())
 		}},
-		{name: "room for 15 bytes", make: func(r *rig) error {
+		{name: "room for 15 bytes", expect: mute, make: func(r *rig) error {
 			d := r.write()
 			d.Len = 15
 			return r.direct(r.read(), d)
 		}},
-		{name: "room for 1 byte", make: func(r *rig) error {
+		{name: "room for 1 byte", expect: mute, make: func(r *rig) error {
 			d := r.write()
 			d.Len = 1
 			return r.direct(r.read(), d)

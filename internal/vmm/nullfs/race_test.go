@@ -1,0 +1,5 @@
+//go:build race
+
+package nullfs_test
+
+const raceEnabled = true
