@@ -44,7 +44,7 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
 	if n > 0 || err == nil {
-		if b.left == 0 {
+		if b.left == 0 && !b.failed {
 			b.rt.health.succeed()
 		}
 		return n, nil // an error comes back with the next call
