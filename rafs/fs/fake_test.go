@@ -20,27 +20,42 @@ type fakeBlob struct {
 	index int
 	src   rafstest.Source
 
-	mu      sync.Mutex
-	cache   []byte // the uncompressed address space
-	isReady map[uint32]bool
-	fetches [][2]uint32
-	fail    error // of the next fetch
-	closed  bool
+	mu       sync.Mutex
+	chunks   map[uint32][]byte
+	isReady  map[uint32]bool
+	fetches  [][2]uint32
+	dropped  []uint32
+	fail     error // of the next fetch
+	unmapped bool  // chunks are had by ReadAt only
+	forgets  bool  // fetched chunks are gone at once
+	closed   bool
 }
 
-func (b *fakeBlob) Ready(chunk uint32) bool {
+func (b *fakeBlob) Data(chunk, off, n uint32) ([]byte, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.isReady[chunk]
-}
-
-func (b *fakeBlob) Bytes(off uint64, n uint32) ([]byte, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if off > uint64(len(b.cache)) || uint64(n) > uint64(len(b.cache))-off {
+	if b.unmapped || !b.isReady[chunk] {
 		return nil, false
 	}
-	return b.cache[off:][:n], true
+	return b.chunks[chunk][off:][:n], true
+}
+
+func (b *fakeBlob) ReadAt(chunk uint32, p []byte, off uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.isReady[chunk] {
+		return errors.New("not there")
+	}
+	copy(p, b.chunks[chunk][off:])
+	return nil
+}
+
+func (b *fakeBlob) Drop(chunk uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dropped = append(b.dropped, chunk)
+	b.isReady[chunk] = false
+	return nil
 }
 
 func (b *fakeBlob) Fetch(ctx context.Context, first, last uint32) error {
@@ -60,11 +75,8 @@ func (b *fakeBlob) Fetch(ctx context.Context, first, last uint32) error {
 		if err != nil {
 			return err
 		}
-		if end := int(c.UncompressedOffset) + len(data); end > len(b.cache) {
-			b.cache = append(b.cache, make([]byte, end-len(b.cache))...)
-		}
-		copy(b.cache[c.UncompressedOffset:], data)
-		b.isReady[i] = true
+		b.chunks[i] = data
+		b.isReady[i] = !b.forgets
 	}
 	return nil
 }
@@ -86,7 +98,7 @@ func mount(t testing.TB, bootstrap, dir string, o fs.Options) (*fs.FS, []*fakeBl
 		if d.ID != img.Blobs()[len(blobs)].ID || d.Table == nil {
 			return nil, errors.New("blob described wrongly")
 		}
-		b := &fakeBlob{img: img, index: len(blobs), src: &rafstest.BlobDir{Dir: dir}, isReady: map[uint32]bool{}}
+		b := &fakeBlob{img: img, index: len(blobs), src: &rafstest.BlobDir{Dir: dir}, isReady: map[uint32]bool{}, chunks: map[uint32][]byte{}}
 		blobs = append(blobs, b)
 		return b, nil
 	}, o)

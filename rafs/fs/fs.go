@@ -91,7 +91,9 @@ type scratch struct {
 	cursor  rafs.Cursor
 	entry   fuseproto.Entry
 	extents []rafs.Extent
-	bytes   []byte // targets, values, lists of names
+	pieces  [][]byte // of a read, by extent
+	at      int      // the piece that is being copied
+	bytes   []byte   // targets, values, lists of names
 }
 
 // maxKept bounds what a scratch keeps from one request to the next.
@@ -105,8 +107,9 @@ func (s *scratch) release() {
 		s.bytes = nil
 	}
 	if cap(s.extents) > maxKept/64 {
-		s.extents = nil
+		s.extents, s.pieces = nil, nil
 	}
+	clear(s.pieces)
 	scratches.Put(s)
 }
 

@@ -10,10 +10,13 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/fuseproto"
@@ -528,6 +531,63 @@ func TestFetchErrorNamesTheFile(t *testing.T) {
 	}
 	if err := f.Read(blockingOp(), attr.Ino, &fuseproto.ReadIn{Size: 10}, fuseproto.NewOut(make([]byte, 10))); err != nil {
 		t.Errorf("second read = %v", err)
+	}
+}
+
+// TestUnmappedChunks are read by ReadAt; chunks that never stay are an error.
+func TestUnmappedChunks(t *testing.T) {
+	f, blobs := served(t, "v6-dir-zstd-blake3-small", fs.Options{})
+	_, attr := bySize(t, f, 1)
+	want, err := readAll(f, attr.Ino, attr.Size, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs[0].unmapped = true
+	if got, err := readAll(f, attr.Ino, attr.Size, 64<<10); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("unmapped: %d bytes, %v, want %d", len(got), err, len(want))
+	}
+	blobs[0].forgets = true
+	if _, err := readAll(f, attr.Ino, attr.Size, 64<<10); err == nil || !strings.Contains(err.Error(), "fetched 3 times") {
+		t.Errorf("chunks that do not stay: %v", err)
+	}
+}
+
+// TestCacheFileShrinks: a fault while a chunk is copied is an error of that read
+// and drops the chunk; a fault of the reply's memory is the transport's.
+func TestCacheFileShrinks(t *testing.T) {
+	f, blobs := served(t, "v6-dir-zstd-blake3-small", fs.Options{})
+	_, attr := bySize(t, f, 1)
+	want, err := readAll(f, attr.Ino, attr.Size, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(gone)
+	b := blobs[0]
+	var chunk uint32
+	for chunk = range b.chunks {
+		b.chunks[chunk] = gone
+	}
+	if _, err := readAll(f, attr.Ino, attr.Size, 64<<10); err == nil || !strings.Contains(err.Error(), "shrank") ||
+		!strings.Contains(err.Error(), f.Image().Blobs()[0].ID) {
+		t.Errorf("read of a file that shrank: %v", err)
+	}
+	if len(b.dropped) != 1 || b.dropped[0] != chunk {
+		t.Errorf("dropped %v, want chunk %d", b.dropped, chunk)
+	}
+	if got, err := readAll(f, attr.Ino, attr.Size, 64<<10); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the next read: %d bytes, %v, want %d", len(got), err, len(want))
+	}
+	if panicked := func() (r any) {
+		defer func() { r = recover() }()
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		f.Read(blockingOp(), attr.Ino, &fuseproto.ReadIn{Size: 10}, fuseproto.NewOut(gone))
+		return nil
+	}(); panicked == nil {
+		t.Error("a fault of the reply's memory did not reach the transport")
 	}
 }
 
