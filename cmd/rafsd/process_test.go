@@ -78,6 +78,34 @@ func (o *output) waitFor(t testing.TB, text string) {
 	}
 }
 
+// waitForLine waits until a line of the output holds all of the words.
+func (o *output) waitForLine(words ...string) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	lines:
+		for line := range strings.Lines(o.String()) {
+			for _, w := range words {
+				if !strings.Contains(line, w) {
+					continue lines
+				}
+			}
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("no line of the output has all of %q", words)
+		}
+	}
+}
+
+// waitUntil waits until cond holds.
+func waitUntil(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
 // process is a running rafsd.
 type process struct {
 	t         testing.TB
@@ -143,7 +171,8 @@ func launch(t testing.TB, o options, args ...string) *process {
 	}
 	p.cmd = exec.Command(o.binary, args...)
 	p.cmd.Dir = o.dir
-	p.cmd.Env = append(append(os.Environ(), asRafsd+"=1"), o.env...)
+	// A process with the race detector sleeps a second at its end by default.
+	p.cmd.Env = append(append(os.Environ(), asRafsd+"=1", "GORACE=atexit_sleep_ms=0"), o.env...)
 	p.cmd.ExtraFiles = o.files
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	if o.stderr != nil {

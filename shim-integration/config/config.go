@@ -185,13 +185,13 @@ type Overlay struct {
 }
 
 // LocalDir returns the configuration of an image whose blobs are files in dir,
-// named by their ids. Its cache lives there too, in a sub-folder of its own.
+// named by their ids. It names no folder for the cache: nydusd uses dir itself,
+// but who hands us blobs to read does not expect us to write beside them.
 func LocalDir(dir string) *Config {
 	return &Config{
 		Version:          2,
 		Backend:          &Backend{Type: "localfs", LocalFS: &LocalFS{Dir: dir, AltDirs: []string{}}},
 		ExternalBackends: []ExternalBackend{},
-		Cache:            &Cache{Type: "filecache", FileCache: &FileCache{WorkDir: dir}},
 		RAFS:             &RAFS{Mode: defaultMode, BatchSize: defaultBatchSize, EnableXattr: true},
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/fuseproto"
 	rafsfs "github.com/rafsd/rafsd/rafs/fs"
@@ -133,13 +135,25 @@ func (i *images) cacheDir(c *config.Config) (string, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.temp == "" {
-		temp, err := os.MkdirTemp("", "rafsd-cache-")
+		temp, err := os.MkdirTemp(tempDir(), "rafsd-cache-")
 		if err != nil {
 			return "", fmt.Errorf("temporary cache folder: %w", err)
 		}
 		i.temp = temp
 	}
 	return i.temp, nil
+}
+
+// tempDir is where temporary files of some size belong: not in /tmp, which may be
+// memory.
+func tempDir() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	if unix.Access("/var/tmp", unix.W_OK) == nil {
+		return "/var/tmp"
+	}
+	return os.TempDir()
 }
 
 // Close removes the temporary cache. All images are closed.
