@@ -547,14 +547,11 @@ func (b *backend) answer(in []byte, out [][]byte) uint32 {
 			used = uint32(room) + 1
 		case "used.len not the reply's":
 			used -= 4
-		case "bytes behind used.len":
-			last := out[len(out)-1]
-			last[len(last)-1] = 0x11
-			reply = reply[:16]
-			le.PutUint32(reply, 16)
-			le.PutUint32(reply[4:], ^uint32(4)) // -5
-			used = 16
 		}
+	}
+	if op == 15 && b.fault == "bytes behind used.len" {
+		used -= 4 // and the header says so
+		le.PutUint32(reply, used)
 	}
 	for _, p := range out {
 		reply = reply[copy(p, reply):]

@@ -516,6 +516,11 @@ func (p *Pending) verify() error {
 	case head.Error == 0 && p.shape == shape{} && len(body) != 0:
 		return violation("%s: a reply of %d bytes, it has only a header", name, head.Len)
 	}
+	if head.Error == 0 {
+		if err := p.CheckGuard(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
 	p.errno = syscall.Errno(-head.Error)
 	p.data = body
 	return nil

@@ -45,8 +45,8 @@ type Chain struct {
 	Readable []Buffer
 	Writable []Buffer
 
-	// Guard makes Add fill the writable buffers and Reap verify that nothing was
-	// written behind used.len. It costs two passes over the buffers.
+	// Guard makes Add fill the writable buffers, so that CheckGuard can verify that
+	// nothing was written behind used.len. It costs two passes over the buffers.
 	Guard bool
 
 	// Owner is what the chain is a part of, for whoever reaps.
@@ -430,7 +430,7 @@ func (q *Queue) Reap(dst []*Chain) ([]*Chain, error) {
 	return dst, nil
 }
 
-// verify checks the used length and, for guarded chains, what lies behind it.
+// verify checks the used length.
 func (c *Chain) verify(q *Queue) error {
 	room := c.space
 	if c.entries == 0 {
@@ -439,6 +439,13 @@ func (c *Chain) verify(q *Queue) error {
 	if uint64(c.used) > room {
 		return violation("queue %d head %d: used.len is %d, the chain has room for %d", q.index, c.head, c.used, room)
 	}
+	return nil
+}
+
+// CheckGuard verifies, for a guarded chain that came back, that nothing was written
+// behind used.len. It is not for replies that tell of an error: data may have been
+// written before the error was met.
+func (c *Chain) CheckGuard() error {
 	if !c.Guard {
 		return nil
 	}
@@ -447,7 +454,7 @@ func (c *Chain) verify(q *Queue) error {
 	for _, b := range c.Writable {
 		for i := min(max(skip-at, 0), len(b.Bytes)); i < len(b.Bytes); i++ {
 			if b.Bytes[i] != guardByte {
-				return violation("queue %d head %d: byte %d was written, used.len is %d", q.index, c.head, at+i, c.used)
+				return violation("byte %d of the room for a reply was written, used.len is %d", at+i, c.used)
 			}
 		}
 		at += len(b.Bytes)

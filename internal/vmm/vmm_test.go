@@ -155,6 +155,9 @@ func TestFaults(t *testing.T) {
 				if _, err := c.Getattr(testContext(t), vmm.RootID); err != nil {
 					return err
 				}
+				if _, err := c.Read(testContext(t), backFileNode, 0, 0, 8192); err != nil {
+					return err
+				}
 				return vm.Close()
 			}()
 			var rule *vmm.Violation

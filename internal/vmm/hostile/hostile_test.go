@@ -48,7 +48,7 @@ func serve(t testing.TB, h vhostuser.Handler, queues int) hostile.Dial {
 
 func run(t *testing.T, dial hostile.Dial, a hostile.Attack) {
 	t.Run(a.Name, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		if err := a.Run(ctx, dial); err != nil {
 			t.Error(err)

@@ -184,7 +184,12 @@ func (n *noise) fill(s *noiseSlot) {
 		op = vmm.OpGetattr
 	}
 	n.unique += 2
-	body := n.body(s.in.Bytes[40:40])
+	body := s.in.Bytes[40:40]
+	if n.rng.IntN(3) == 0 {
+		body = n.body(body)
+	} else {
+		body = n.formed(body, op)
+	}
 	length := 40 + len(body)
 	putHeader(s.in.Bytes, uint32(length), op, n.unique, pick(n.rng, n.nodes))
 	if n.rng.IntN(20) == 0 {
@@ -205,6 +210,92 @@ func (n *noise) fill(s *noiseSlot) {
 	s.Readable = n.cut(s.Readable[:0], s.in, length)
 	s.Writable = n.cut(s.Writable[:0], s.out, room)
 	s.Relayout()
+}
+
+// formed appends arguments of the shape that op has, with values of all kinds.
+func (n *noise) formed(b []byte, op vmm.Opcode) []byte {
+	le := binary.LittleEndian
+	u32 := func(list ...uint64) {
+		for _, v := range list {
+			b = le.AppendUint32(b, uint32(v))
+		}
+	}
+	u64 := func(list ...uint64) {
+		for _, v := range list {
+			b = le.AppendUint64(b, v)
+		}
+	}
+	name := func() { b = append(append(b, pick(n.rng, n.names)...), 0) }
+	fh := n.rng.Uint64N(4)
+	switch op {
+	case vmm.OpLookup, vmm.OpUnlink, vmm.OpRmdir, vmm.OpRemovexattr:
+		name()
+	case vmm.OpForget:
+		u64(n.number())
+	case vmm.OpGetattr:
+		u32(fh&1, 0)
+		u64(fh)
+	case vmm.OpSetattr:
+		u32(n.number(), 0)
+		u64(fh, n.number(), 0, n.number(), n.number(), n.number())
+		u32(n.number(), n.number(), n.number(), n.number(), 0, n.number(), n.number(), 0)
+	case vmm.OpRead, vmm.OpReaddir, vmm.OpReaddirplus:
+		u64(fh, n.number())
+		u32(n.number(), 0)
+		u64(0)
+		u32(0, 0)
+	case vmm.OpOpen, vmm.OpOpendir:
+		u32(n.number(), 0)
+	case vmm.OpRelease, vmm.OpReleasedir, vmm.OpFlush:
+		u64(fh, n.number(), 0)
+	case vmm.OpFsync, vmm.OpFsyncdir:
+		u64(fh, n.number())
+	case vmm.OpGetxattr:
+		u32(n.rng.Uint64N(3)*uint64(n.rng.IntN(300)), 0)
+		name()
+	case vmm.OpListxattr:
+		u32(n.rng.Uint64N(3)*uint64(n.rng.IntN(300)), 0)
+	case vmm.OpSetxattr:
+		u32(4, n.number())
+		name()
+		u32(n.number())
+	case vmm.OpLink:
+		u64(pick(n.rng, n.nodes))
+		name()
+	case vmm.OpSymlink:
+		name()
+		name()
+	case vmm.OpMkdir:
+		u32(n.number(), n.number())
+		name()
+	case vmm.OpMknod, vmm.OpCreate, vmm.OpTmpfile:
+		u32(n.number(), n.number(), n.number(), 0)
+		name()
+	case vmm.OpRename:
+		u64(pick(n.rng, n.nodes))
+		name()
+		name()
+	case vmm.OpRename2:
+		u64(pick(n.rng, n.nodes), n.rng.Uint64N(8))
+		name()
+		name()
+	case vmm.OpLseek:
+		u64(fh, n.number())
+		u32(n.rng.Uint64N(6), 0)
+	case vmm.OpBatchForget:
+		u32(2, 0)
+		u64(pick(n.rng, n.nodes), n.number(), pick(n.rng, n.nodes), n.number())
+	case vmm.OpStatx:
+		u32(0, 0)
+		u64(fh)
+		u32(n.number(), n.number())
+	case vmm.OpInit:
+		u32(7, n.rng.Uint64N(60), n.number(), n.number(), n.number())
+		b = append(b, make([]byte, 44)...)
+	default:
+		u64(fh, n.number(), n.number(), n.number(), n.number(), n.number(), n.number())
+	}
+	return b
 }
 
 // body appends arguments: numbers, a name or two, or noise.
@@ -264,6 +355,8 @@ func (s *noiseSlot) check() error {
 		return bad("not an errno")
 	case errno != 0 && length != 16:
 		return bad("an error with data")
+	case errno == 0:
+		return s.CheckGuard()
 	}
 	return nil
 }
