@@ -101,16 +101,17 @@ func TestGuestSeesMountsComeAndGo(t *testing.T) {
 	c.Output = steps
 	c.FS = []testguest.FS{{Socket: d.Socket, Tag: tag, MountAt: "/mnt"}}
 	c.Script = `
+step() { echo "@@STEP $1"; echo; } # the last newline of all is held back until more comes
 wait_for() { n=0; until eval "$1"; do n=$((n+1)); [ $n -lt 300 ] || { echo "gave up: $1"; exit 1; }; sleep 0.1; done; }
 [ -e /mnt/rafs ] && { echo "too early"; exit 1; }
-echo "@@STEP mount"
+step mount
 wait_for '[ -d /mnt/rafs/one/lower ]'
 first=$(ls -A /mnt/rafs/one/lower | head -n 1)
 [ -n "$first" ] || exit 1
 exec 5< "/mnt/rafs/one/lower"
-echo "@@STEP umount"
+step umount
 wait_for '! [ -e /mnt/rafs ]'
-echo "@@STEP again"
+step again
 wait_for '[ -e "/mnt/rafs/one/lower/$first" ]'
 ls -A /mnt/rafs/one/lower >/dev/null || exit 1
 echo done
