@@ -219,7 +219,8 @@ func (v *View) mark(i uint32) {
 }
 
 // Drop makes chunk i absent, so that the next reader fetches it anew: for a
-// chunk whose bytes turned out not to be readable.
+// chunk whose bytes turned out not to be readable. If the data file was
+// truncated, all chunks go that it lost, before the file grows over them again.
 func (v *View) Drop(i uint32) error {
 	if !v.Knows(i) {
 		return nil
@@ -227,8 +228,20 @@ func (v *View) Drop(i uint32) error {
 	v.mu.Lock()
 	v.drops++
 	v.mu.Unlock()
+	st, err := hostfs.Stat(v.f.data)
+	if err != nil {
+		return err
+	}
 	return Guard(func() error {
 		atomic.StoreUint32(v.state(i), stateAbsent)
+		if off, size := v.place(i); off+uint64(size) <= uint64(st.Size) {
+			return nil
+		}
+		for k := range v.len {
+			if off, size := v.place(k); v.Knows(k) && off+uint64(size) > uint64(st.Size) {
+				atomic.StoreUint32(v.state(k), stateAbsent)
+			}
+		}
 		return nil
 	})
 }
