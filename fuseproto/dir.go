@@ -10,10 +10,11 @@ type NodeMap struct {
 	KeepIno   bool   // inode numbers stay what the FileSystem says
 }
 
-// Node returns the node id of an index. 0 stays 0.
+// Node returns the node id of an index, or 0 for 0 and for what is no index of a
+// mount.
 func (m *NodeMap) Node(index uint64) uint64 {
 	switch {
-	case index == 0:
+	case index == 0 || m.Base != 0 && index>>IndexBits != 0:
 		return 0
 	case index == m.Root && m.RootNode != 0:
 		return m.RootNode

@@ -5,6 +5,10 @@ import "errors"
 // RootID is the node id of the root of a session's tree (FUSE_ROOT_ID).
 const RootID = 1
 
+// IndexBits is how many bits the nodes of a FileSystem may have that is mounted
+// in a tree.
+const IndexBits = 44
+
 // ErrWouldBlock is what a FileSystem method returns when it cannot go on without
 // waiting and Op.MayBlock is false. It must then have written nothing to the
 // reply. The server calls the same method again, with the same arguments, on a
@@ -16,7 +20,7 @@ var ErrWouldBlock = errors.New("operation would block")
 //
 // Nodes are named by 64-bit numbers that the FileSystem chooses; 0 is never one.
 // A FileSystem that is served alone has its root at RootID. One that is mounted
-// in a tree (fuseproto/vfs) uses indexes below 1<<44 and tells its root's index
+// in a tree (fuseproto/vfs) uses indexes below 1<<IndexBits and tells its root's index
 // by Root; the tree turns them into node ids, both in requests and in replies
 // (Entry.Node, Attr.Ino, DirEntry.Ino).
 //

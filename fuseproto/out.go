@@ -34,6 +34,10 @@ type Out struct {
 	iov     [][]byte // of Segments
 }
 
+// keptSegments is how long the list of segments may stay between two requests:
+// as long as 1 MiB of pages needs.
+const keptSegments = 264
+
 // NewOut returns an Out that writes to segs, for callers without a guest.
 func NewOut(segs ...[]byte) *Out {
 	return &Out{at: cursor{segs: segs}, opened: true, limit: total(segs)}
@@ -95,14 +99,19 @@ func (o *Out) Zero(n int) error {
 	if n > o.limit-o.n {
 		return fmt.Errorf("%d zero bytes into %d: %w", n, o.limit-o.n, ErrNoRoom)
 	}
-	segs, err := o.Segments(n)
-	if err != nil {
-		return err
+	if !o.opened && n > 0 {
+		if err := o.open(); err != nil {
+			return err
+		}
 	}
-	for _, s := range segs {
-		clear(s)
+	o.n += n
+	for n > 0 {
+		s := o.at.segs[o.at.seg][o.at.off:]
+		k := min(n, len(s))
+		clear(s[:k])
+		o.at.advance(k)
+		n -= k
 	}
-	o.Advance(n)
 	return nil
 }
 
@@ -161,5 +170,7 @@ func (o *Out) contiguous(n int) []byte {
 func (o *Out) drop() {
 	o.at, o.opened = cursor{}, false
 	clear(o.iov)
-	o.iov = o.iov[:0]
+	if o.iov = o.iov[:0]; cap(o.iov) > keptSegments {
+		o.iov = nil
+	}
 }

@@ -10,7 +10,7 @@ import (
 
 // A node id is mount id << indexBits | index.
 const (
-	indexBits = 44
+	indexBits = fuseproto.IndexBits
 	indexMask = 1<<indexBits - 1
 	maxID     = 1<<20 - 1
 )

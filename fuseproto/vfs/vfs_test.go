@@ -1,6 +1,7 @@
 package vfs_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -17,6 +18,8 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var le = binary.LittleEndian
 
 const (
 	indexBits = 44
@@ -847,5 +850,82 @@ func TestClosedTree(t *testing.T) {
 	}
 	if _, err := v.Mount(t.Context(), "/m", image("x"), vfs.MountOptions{}); !errors.Is(err, vfs.ErrClosed) {
 		t.Errorf("Mount: %v, want ErrClosed", err)
+	}
+}
+
+// Every request on a node of a mount reaches the mount's method with the index,
+// and what it answers is turned into node ids.
+func TestEveryRequestReachesTheMount(t *testing.T) {
+	for _, path := range []string{"/a/b", "/"} {
+		v, c := guest(t, fuseproto.Config{Flags: math.MaxUint64 &^ fuseproto.FlagSetXattrExt})
+		r := &fusetest.Recorder{
+			RootIndex: 36, Data: []byte("data"), Count: 5,
+			Entry: fuseproto.Entry{
+				Node: 41, EntryTimeout: fuseproto.Forever, AttrTimeout: fuseproto.Forever,
+				Attr: fuseproto.Attr{Ino: 41, Flags: fuseproto.AttrSubmount},
+			},
+		}
+		base := uint64(mount(t, v, path, r).ID) << indexBits
+		r.Take()
+		for _, call := range fusetest.Calls() {
+			reply := c.Call(call.Opcode, base|40, call.Room, call.Request(base|40)...)
+			if got := strings.Join(r.Take(), "; "); reply.Errno != 0 || got != call.Want {
+				t.Errorf("%s: %v: %v, called %q, want %q", path, call.Opcode, reply.Errno, got, call.Want)
+				continue
+			}
+			switch {
+			case call.Entry:
+				e := fusetest.DecodeEntry(t, reply.Body[:128])
+				if e.Node != base|41 || e.Attr.Ino != base|41 || e.ValidSec != 1<<32 || e.AttrValidSec != 1<<32 || e.Attr.Flags != 0 {
+					t.Errorf("%s: %v: entry %+v", path, call.Opcode, e)
+				}
+			case call.Opcode == fuseproto.OpGetAttr || call.Opcode == fuseproto.OpSetAttr:
+				if ino := le.Uint64(reply.Body[16:]); ino != base|41 {
+					t.Errorf("%s: %v: ino %#x, want %#x", path, call.Opcode, ino, base|41)
+				}
+			case call.Opcode == fuseproto.OpReadDirPlus:
+				if d := fusetest.DecodeDirents(t, reply.Body, true)[0]; d.Entry.Node != base|41 || d.Ino != base|41 {
+					t.Errorf("%s: %v: %+v", path, call.Opcode, d)
+				}
+			}
+		}
+		// The root of the session stands for all mounts when it is synced.
+		c.Call(fuseproto.OpSyncFS, 1, 0, uint64(0))
+		if got := r.Take(); len(got) == 0 || got[0] != "SyncFS 36" {
+			t.Errorf("%s: SYNCFS of the root: called %q", path, got)
+		}
+		// Roots are not forgotten.
+		c.Call(fuseproto.OpForget, base|36, 0, uint64(1))
+		c.Call(fuseproto.OpForget, 1, 0, uint64(1))
+		if got := r.Take(); len(got) != 0 {
+			t.Errorf("%s: FORGET of the root: called %q", path, got)
+		}
+		// And none of it reaches a mount that is gone.
+		unmount(t, v, path)
+		r.Take()
+		for _, call := range fusetest.Calls() {
+			reply := c.Call(call.Opcode, base|40, call.Room, call.Request(base|40)...)
+			want := syscall.ESTALE
+			switch call.Opcode {
+			case fuseproto.OpForget, fuseproto.OpFlush, fuseproto.OpRelease, fuseproto.OpReleaseDir:
+				want = 0
+			}
+			if got := r.Take(); reply.Errno != want || len(got) != 0 {
+				t.Errorf("%s: %v after the unmount: %v, called %q, want %v", path, call.Opcode, reply.Errno, got, want)
+			}
+		}
+	}
+}
+
+// An index that does not fit would name a node of another mount.
+func TestIndexesThatDoNotFit(t *testing.T) {
+	v, c := guest(t, fuseproto.Config{})
+	r := &fusetest.Recorder{RootIndex: 36, Entry: fuseproto.Entry{Node: 1 << indexBits}}
+	base := uint64(mount(t, v, "/m", r).ID) << indexBits
+	if _, reply := c.Lookup(base|40, "name"); reply.Errno != syscall.EIO {
+		t.Errorf("LOOKUP: %v, want EIO", reply.Errno)
+	}
+	if list, _ := c.ReadDir(base|40, 0, 4096, true); len(list) != 1 || list[0].Entry.Node>>indexBits != 0 {
+		t.Errorf("READDIRPLUS: %+v, want an entry without a node", list)
 	}
 }
