@@ -1,0 +1,108 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/rafsd/rafsd/internal/testimage"
+)
+
+// TestManual runs every command of docs/rafs.md in the order of the page and
+// compares what it prints with what the page says: "..." alone stands for any
+// lines, inside a line for anything.
+func TestManual(t *testing.T) {
+	page, err := os.ReadFile("../../docs/rafs.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	sampleImage(t, dir)
+	bin := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(bin, "rafs")); err != nil {
+		t.Fatal(err)
+	}
+	commands := 0
+	for _, block := range regexp.MustCompile("(?ms)^```console\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
+		for example := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
+			command, want, _ := strings.Cut(example, "\n")
+			commands++
+			cmd := exec.Command("sh", "-c", command)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "RAFS_TEST_MAIN=1", "PATH="+bin+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("$ %s\n%v\n%s", command, err, out)
+				continue
+			}
+			if !pattern(want).MatchString(strings.TrimRight(string(out), "\n") + "\n") {
+				t.Errorf("$ %s\nprinted\n%.2000s\nbut the page says\n%s", command, out, want)
+			}
+		}
+	}
+	if commands < 10 {
+		t.Errorf("only %d commands found", commands)
+	}
+	for _, c := range newRoot().Commands() {
+		if !strings.Contains(string(page), "\n## "+c.Name()+": ") {
+			t.Errorf("docs/rafs.md does not describe rafs %s", c.Name())
+		}
+	}
+}
+
+// pattern makes a regular expression of what the page shows.
+func pattern(want string) *regexp.Regexp {
+	var re strings.Builder
+	re.WriteString(`\A`)
+	for line := range strings.Lines(strings.TrimRight(want, "\n") + "\n") {
+		switch line = strings.TrimSuffix(line, "\n"); line {
+		case "...":
+			re.WriteString(`(?:.*\n)*?`)
+		case "":
+		default:
+			re.WriteString(strings.ReplaceAll(regexp.QuoteMeta(line), `\.\.\.`, `.*`) + `\n`)
+		}
+	}
+	re.WriteString(`\n*\z`)
+	return regexp.MustCompile(re.String())
+}
+
+// sampleImage writes the image of the page into dir.
+func sampleImage(t *testing.T, dir string) {
+	t.Helper()
+	tree := testimage.NewTree()
+	tree.Dir("/etc")
+	tree.File("/etc/hosts", []byte("127.0.0.1 localhost\n"))
+	tree.Symlink("/etc/mtab", "/proc/mounts")
+	tree.File("/usr/bin/true", []byte("#!/bin/sh\n"), testimage.Mode(0o755))
+	img, err := tree.Write(t.TempDir(), testimage.Options{Version: 6, Compressor: testimage.Zstd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(img.Bootstrap, filepath.Join(dir, "image.boot")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(img.BlobDir, filepath.Join(dir, "blobs")); err != nil {
+		t.Fatal(err)
+	}
+	config, err := json.Marshal(map[string]any{
+		"version": 2,
+		"backend": map[string]any{"type": "localfs", "localfs": map[string]any{"dir": "blobs"}},
+		"cache":   map[string]any{"type": "blobcache", "filecache": map[string]any{"work_dir": "cache"}},
+		"rafs":    map[string]any{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "nydusd.json"), config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
