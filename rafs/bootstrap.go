@@ -44,10 +44,10 @@ type FileID struct {
 func StatFile(f *os.File) (FileID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return FileID{}, fmt.Errorf("stat %s: %w", f.Name(), err)
+		return FileID{}, fmt.Errorf("stat: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return FileID{}, fmt.Errorf("%s: %w: not a regular file", f.Name(), ErrNotRAFS)
+		return FileID{}, fmt.Errorf("%w: not a regular file", ErrNotRAFS)
 	}
 	return FileID{
 		Dev: uint64(st.Dev), Ino: st.Ino, Size: st.Size,
@@ -56,7 +56,7 @@ func StatFile(f *os.File) (FileID, error) {
 }
 
 // Map maps the whole of f, which the caller may close afterwards. The result
-// has one holder.
+// has one holder. Errors do not repeat the name of the file.
 func Map(f *os.File) (*Bootstrap, error) {
 	id, err := StatFile(f)
 	if err != nil {
@@ -64,14 +64,14 @@ func Map(f *os.File) (*Bootstrap, error) {
 	}
 	switch {
 	case id.Size == 0:
-		return nil, fmt.Errorf("%s: %w: the file is empty", f.Name(), ErrNotRAFS)
+		return nil, fmt.Errorf("%w: the file is empty", ErrNotRAFS)
 	case id.Size > MaxBootstrapSize:
-		return nil, fmt.Errorf("%s: %w: %d bytes, a bootstrap has at most %d",
-			f.Name(), ErrNotRAFS, id.Size, MaxBootstrapSize)
+		return nil, fmt.Errorf("%w: %d bytes, a bootstrap has at most %d",
+			ErrNotRAFS, id.Size, MaxBootstrapSize)
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, int(id.Size), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("map: %w", err)
 	}
 	b := &Bootstrap{data: data, mapped: true, path: f.Name(), id: id}
 	b.holders.Store(1)

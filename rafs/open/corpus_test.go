@@ -2,6 +2,7 @@ package open_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -143,4 +144,40 @@ func checkDamaged(t *testing.T, img rafs.Image, blobs string, want []manifest.En
 		t.Errorf("Check found %d faults and gave advice %d times", faults, advice)
 	}
 	t.Logf("%d of %d paths are served, %d directories are incomplete", len(got), len(want), len(damaged))
+}
+
+// TestEveryFileOfTheCorpus opens whatever is there: layers, dictionaries, blobs,
+// manifests. Each is an image that can be used, or is refused as what it is.
+func TestEveryFileOfTheCorpus(t *testing.T) {
+	dir := corpus.Dir(t)
+	opened, refusedAs := 0, map[error]int{}
+	for _, part := range []string{"images", "textures", "source-blobs"} {
+		if err := filepath.WalkDir(filepath.Join(dir, part), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			img, err := open.Image(path, open.Options{})
+			if err == nil {
+				opened++
+				if err := rafstest.Visit(img); err != nil {
+					t.Errorf("%s: %v", path, err)
+				}
+				return img.Close()
+			}
+			for _, kind := range []error{rafs.ErrNotRAFS, rafs.ErrUnsupported, rafs.ErrDamaged} {
+				if errors.Is(err, kind) {
+					refusedAs[kind]++
+					t.Log(err)
+					return nil
+				}
+			}
+			t.Errorf("%v: none of the three kinds of refusal", err)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if opened < 60 || refusedAs[rafs.ErrNotRAFS] == 0 || refusedAs[rafs.ErrUnsupported] == 0 {
+		t.Errorf("%d opened, refused: %v", opened, refusedAs)
+	}
 }

@@ -62,14 +62,6 @@ func detect(b *rafs.Bootstrap) (version int, err error) {
 
 // refuse names files that are taken for bootstraps by mistake.
 func refuse(data []byte) error {
-	switch {
-	case bytes.HasPrefix(data, []byte{0x28, 0xB5, 0x2F, 0xFD}):
-		return rafs.Unsupported("a zstd stream: a compressed bootstrap, or a layer that was not unpacked")
-	case bytes.HasPrefix(data, []byte{0x1F, 0x8B}):
-		return rafs.Unsupported("a gzip stream: the layer of an image, its image/image.boot is the bootstrap")
-	case isTarHeader(data):
-		return rafs.Unsupported("a tar file: the layer of an image, its image/image.boot is the bootstrap")
-	}
 	if n := len(data); n >= 4 && binary.LittleEndian.Uint32(data[n-4:]) == blobMetaMagic {
 		return fmt.Errorf("%w: a data blob (it ends with a header of chunk information)", rafs.ErrNotRAFS)
 	}
@@ -82,6 +74,14 @@ func refuse(data []byte) error {
 		case tarName(tail) == "image.blob" || tarName(tail) == "blob.meta" || tarName(tail) == "blob.digest":
 			return fmt.Errorf("%w: a data blob (its last section is %s)", rafs.ErrNotRAFS, tarName(tail))
 		}
+	}
+	switch {
+	case bytes.HasPrefix(data, []byte{0x28, 0xB5, 0x2F, 0xFD}):
+		return rafs.Unsupported("a zstd stream: a compressed bootstrap, or a layer that was not unpacked")
+	case bytes.HasPrefix(data, []byte{0x1F, 0x8B}):
+		return rafs.Unsupported("a gzip stream: the layer of an image, its image/image.boot is the bootstrap")
+	case isTarHeader(data):
+		return rafs.Unsupported("a tar file: the layer of an image, its image/image.boot is the bootstrap")
 	}
 	return fmt.Errorf("%w: no magic of v5 or v6 in %d bytes", rafs.ErrNotRAFS, len(data))
 }
