@@ -38,8 +38,12 @@ var ErrWouldBlock = errors.New("operation would block")
 // Look-up counts: a successful Lookup, Mknod, Mkdir, Symlink, Link, Create,
 // Tmpfile and each DirWriter.AddPlus with Entry.Node != 0 gives the guest one
 // reference, given back by Forget. If a reply turns out to be undeliverable, the
-// server calls Forget itself. A FileSystem whose nodes are pure functions (an
-// image) ignores all of it.
+// server calls Forget itself. The root is given by "." and ".." too, but is never
+// forgotten: its references mean nothing. A FileSystem whose nodes are pure
+// functions (an image) ignores all of it.
+//
+// Lookup is asked for "." (the directory itself, and any node at all) and ".."
+// when FlagExportSupport is granted.
 type FileSystem interface {
 	// Root returns the node of the root directory.
 	Root() uint64
