@@ -66,6 +66,10 @@ type frontQueue struct {
 	index int
 	*vqtest.Driver
 	kick, call, callPeer, failure int // call is ours to wait on, callPeer goes to the back-end
+
+	// Scratch of sleeps, so that they do not allocate.
+	sleeps  [1]unix.PollFd
+	counter [8]byte
 }
 
 // newFront makes a front-end that has guest memory and rings but is not connected.
@@ -307,8 +311,10 @@ func (q *frontQueue) show() {
 	}
 }
 
+var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
+
 func (q *frontQueue) sendKick() {
-	_, err := unix.Write(q.kick, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	_, err := unix.Write(q.kick, one)
 	check(q.f.t, err)
 }
 
@@ -339,13 +345,16 @@ func (q *frontQueue) next(d time.Duration) (vqtest.Used, error) {
 		if left <= 0 {
 			return u, errNothing
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(q.call), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
-		if err != nil && err != unix.EINTR {
+		q.sleeps[0] = unix.PollFd{Fd: int32(q.call), Events: unix.POLLIN}
+		n, err := unix.Poll(q.sleeps[:], int(left.Milliseconds())+1)
+		if err == unix.EINTR {
+			continue // nothing is said about the call
+		}
+		if err != nil {
 			return u, err
 		}
 		if n > 0 {
-			var b [8]byte
-			if _, err := unix.Read(q.call, b[:]); err != nil {
+			if _, err := unix.Read(q.call, q.counter[:]); err != nil {
 				return u, fmt.Errorf("call: %w", err)
 			}
 		} else if _, ok, _ := q.Reap(); ok {
