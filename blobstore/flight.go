@@ -21,8 +21,9 @@ const (
 	// outage the first read succeeds.
 	minBackoff = 50 * time.Millisecond
 	maxBackoff = time.Second
-	// maxPause bounds what a backend may ask for by Retry-After.
-	maxPause = 10 * time.Minute
+	// maxPause bounds what a backend may ask for by Retry-After: one that says
+	// "in an hour" and is well in a minute shall be found well.
+	maxPause = 30 * time.Second
 )
 
 // flight brings a run of chunks, in the order of their place in the blob. Its

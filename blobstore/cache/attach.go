@@ -131,13 +131,13 @@ func (w *walk) compare() error {
 	for b := range w.next {
 		w.next[b] = math.MaxUint64
 	}
+	var have, want Desc    // of the slot at hand: what the map says, what the table says
 	var mapEnd, end uint64 // of the chunks so far: those of the map, those of both
 	for b := range w.blocks {
 		if err := w.read(b); err != nil {
 			return err
 		}
 		for k := range uint32(blockSlots) {
-			var have, want Desc
 			i := b*blockSlots + k
 			kind, _ := decodeSlot(w.slot(k), &have)
 			known := w.want(i, &want)
@@ -179,6 +179,7 @@ func (w *walk) compare() error {
 // that somebody rewrites between compare and claim: what it says is checked
 // again, so that a claim never overlaps another.
 func (w *walk) claim(v *View) error {
+	var have, want Desc
 	var end uint64
 	for b := uint32(0); b < w.blocks && b*blockSlots < w.len; b++ {
 		if err := w.read(b); err != nil {
@@ -187,7 +188,6 @@ func (w *walk) claim(v *View) error {
 		w.limits(b)
 		first := -1 // of a run of slots to be written
 		for k := range uint32(blockSlots) {
-			var have, want Desc
 			i := b*blockSlots + k
 			kind, state := decodeSlot(w.slot(k), &have)
 			known := w.want(i, &want)

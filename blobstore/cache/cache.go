@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -225,8 +226,12 @@ func fdatasync(f *os.File) error {
 func readBootID(id string) (b bootID, err error) {
 	const path = "/proc/sys/kernel/random/boot_id"
 	if id == "" {
-		p, err := os.ReadFile(path)
+		f, err := hostfs.OpenRegular(path)
 		if err != nil {
+			return b, fmt.Errorf("which boot this is: %w", err)
+		}
+		p, err := io.ReadAll(io.LimitReader(f, 64))
+		if err = errors.Join(err, f.Close()); err != nil {
 			return b, fmt.Errorf("which boot this is: %w", err)
 		}
 		id = string(p)

@@ -126,36 +126,36 @@ func (r *Registry) serveStorage(w http.ResponseWriter, req *http.Request) {
 // serveBytes answers a GET or HEAD of a blob as it should be.
 func (r *Registry) serveBytes(w http.ResponseWriter, req *http.Request, server, blob string, data []byte) {
 	w.Header().Set("Content-Type", "application/octet-stream")
-	cw := &countingWriter{ResponseWriter: w, status: http.StatusOK}
-	http.ServeContent(cw, req, "", time.Time{}, bytes.NewReader(data))
-	r.note(req, server, cw.status)
-	r.count(blob, func(c *Counts) {
-		c.Bytes += cw.n
-		switch {
-		case req.Method == http.MethodHead:
-		case cw.status == http.StatusPartialContent:
-			c.Ranges++
-		case cw.status == http.StatusOK:
-			c.Whole++
-		}
-	})
+	http.ServeContent(&countingWriter{w, r, req, server, blob}, req, "", time.Time{}, bytes.NewReader(data))
 }
 
+// countingWriter counts an answer while it is sent, each part before the client
+// can have seen it: whoever has read an answer finds it counted.
 type countingWriter struct {
 	http.ResponseWriter
-	status int
-	n      int64
+	r      *Registry
+	req    *http.Request
+	server string
+	blob   string
 }
 
 func (c *countingWriter) WriteHeader(status int) {
-	c.status = status
+	c.r.note(c.req, c.server, status)
+	c.r.count(c.blob, func(n *Counts) {
+		switch {
+		case c.req.Method == http.MethodHead:
+		case status == http.StatusPartialContent:
+			n.Ranges++
+		case status == http.StatusOK:
+			n.Whole++
+		}
+	})
 	c.ResponseWriter.WriteHeader(status)
 }
 
 func (c *countingWriter) Write(p []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(p)
-	c.n += int64(n)
-	return n, err
+	c.r.count(c.blob, func(n *Counts) { n.Bytes += int64(len(p)) })
+	return c.ResponseWriter.Write(p)
 }
 
 // play answers a request with a fault. It returns false if the usual answer is
