@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rafsd/rafsd/internal/vmm"
+)
+
+// row is one kind of load.
+type row struct {
+	op       vmm.Opcode
+	size     int
+	inFlight int
+	queues   int
+}
+
+func (r row) String() string {
+	s := r.op.String()
+	if r.size >= 1<<20 {
+		s += fmt.Sprintf(" %d MiB", r.size>>20)
+	} else if r.size > 0 {
+		s += fmt.Sprintf(" %d KiB", r.size>>10)
+	}
+	s += fmt.Sprintf(", %d in flight", r.inFlight)
+	if r.queues > 1 {
+		s += fmt.Sprintf(", %d queues", r.queues)
+	}
+	return s
+}
+
+// rows are the kinds of load, for one number of queues.
+func rows(queues int) []row {
+	return []row{
+		{vmm.OpGetattr, 0, 1, queues}, {vmm.OpGetattr, 0, 16, queues},
+		{vmm.OpLookup, 0, 1, queues}, {vmm.OpLookup, 0, 16, queues},
+		{vmm.OpRead, 4 << 10, 1, queues}, {vmm.OpRead, 4 << 10, 16, queues},
+		{vmm.OpRead, 128 << 10, 1, queues}, {vmm.OpRead, 128 << 10, 4, queues},
+		{vmm.OpRead, 1 << 20, 1, queues}, {vmm.OpRead, 1 << 20, 4, queues},
+	}
+}
+
+// sample is one run: a row, a back-end, a round.
+type sample struct {
+	row     row
+	backend string
+	round   int
+	*vmm.Result
+}
+
+// run starts the back-ends, measures, and reports.
+func run(ctx context.Context, s *settings) error {
+	work, err := os.MkdirTemp("", "vmmbench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if s.compare {
+		if err := s.prepare(ctx, work); err != nil {
+			return err
+		}
+	}
+	var list []*backend
+	defer func() {
+		for _, b := range list {
+			b.close()
+		}
+	}()
+	for _, b := range s.backends {
+		file := s.file
+		started, err := start(ctx, b, work, s.dir, file)
+		if err != nil {
+			return err
+		}
+		list = append(list, started)
+	}
+	if s.null {
+		b, err := startNull(ctx, work, slices.Max(s.queues))
+		if err != nil {
+			return err
+		}
+		list = append(list, b)
+	}
+	samples, err := measure(ctx, s, list)
+	if err != nil {
+		return err
+	}
+	if s.csv != "" {
+		if err := writeCSV(s.csv, samples); err != nil {
+			return err
+		}
+	}
+	return report(os.Stdout, samples, s.baseName(list))
+}
+
+// baseName is the back-end that the others are held against.
+func (s *settings) baseName(list []*backend) string {
+	if s.base != "" {
+		return s.base
+	}
+	for _, b := range list {
+		if b.name == "virtiofsd" {
+			return b.name
+		}
+	}
+	return list[0].name
+}
+
+// measure runs all rounds and leaves the first one out of what it returns.
+func measure(ctx context.Context, s *settings, list []*backend) ([]sample, error) {
+	var plan []row
+	for _, q := range s.queues {
+		for _, r := range rows(q) {
+			if strings.HasPrefix(r.String(), s.only) {
+				plan = append(plan, r)
+			}
+		}
+	}
+	type key struct {
+		b *backend
+		r row
+	}
+	loaders := map[key]*vmm.Loader{}
+	defer func() {
+		for _, l := range loaders {
+			l.Close()
+		}
+	}()
+	for _, b := range list {
+		for _, r := range plan {
+			if r.queues > b.queues {
+				continue
+			}
+			l, err := b.loader(r)
+			if err != nil {
+				return nil, fmt.Errorf("%s, %v: %w", b.name, r, err)
+			}
+			loaders[key{b, r}] = l
+		}
+	}
+	total := time.Duration(s.rounds*len(loaders)) * s.time
+	fmt.Printf("%d rounds of %d loads, about %v\n", s.rounds, len(loaders), total.Round(time.Second))
+	var out []sample
+	for round := range s.rounds {
+		for _, r := range plan {
+			for i := range list {
+				b := list[(i+round)%len(list)]
+				l := loaders[key{b, r}]
+				if l == nil {
+					continue
+				}
+				limit, cancel := context.WithTimeout(ctx, s.time+20*time.Second)
+				result, err := l.Run(limit, 0, s.time)
+				cancel()
+				if err != nil {
+					return nil, fmt.Errorf("%s, %v, round %d: %w", b.name, r, round, err)
+				}
+				if round > 0 {
+					out = append(out, sample{row: r, backend: b.name, round: round, Result: result})
+				}
+			}
+		}
+	}
+	return out, nil
+}
