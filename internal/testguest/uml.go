@@ -27,6 +27,9 @@ func prepareUML(ctx context.Context, c Config) (Config, machine, error) {
 	var errs []error
 	for _, s := range suites {
 		k, err := fetchUML(ctx, s)
+		if err == nil && k.loader != "" && !k.namespaces {
+			err = fmt.Errorf("%s needs a newer C library than this host has, and no mount namespace may be made for it", s)
+		}
 		if err == nil {
 			c.UMLSuite = string(s)
 			return c, machine{
@@ -50,13 +53,13 @@ func prepareUML(ctx context.Context, c Config) (Config, machine, error) {
 // cannot be started through its loader: it then finds its break far from its image
 // and refuses to run. So it gets a mount namespace, in which loader and library lie
 // over the host's. A tmpfs over /dev/shm makes room for its memory there, which in
-// containers is 64 MiB. An ordinary user needs a user namespace for that.
+// containers is 64 MiB. Where no namespace may be made, the program runs as it is.
 //
 // Console 0 is the kernel's, console 1 (descriptor 3) the script's. The kernel must
 // power off: a reboot would start it anew in the same process.
 func (k umlKernel) start(c Config, dir string, out, console *os.File) *exec.Cmd {
 	args := []string{
-		fmt.Sprintf("mem=%dM", c.Memory), "initrd=initrd", "uml_dir=" + dir, "umid=u",
+		fmt.Sprintf("mem=%dM", c.Memory), "initrd=initrd", "uml_dir=./", "umid=u",
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "ssl=null", "quiet", "panic=-1",
 		// Halves the time that processes of the guest need, where the kernel has it.
 		"seccomp=auto",
@@ -72,8 +75,10 @@ func (k umlKernel) start(c Config, dir string, out, console *os.File) *exec.Cmd 
 
 	var enter strings.Builder
 	mount := func(words string) { fmt.Fprintf(&enter, "%s mount %s || exit; ", shellQuote(k.busybox.file), words) }
-	mount("--make-rprivate /")
-	mount("-t tmpfs -o mode=1777,size=" + shmSize(c.Memory) + " shm /dev/shm")
+	if k.namespaces {
+		mount("--make-rprivate /")
+		mount("-t tmpfs -o mode=1777,size=" + shmSize(c.Memory) + " shm /dev/shm")
+	}
 	if k.loader != "" {
 		mount("--bind " + shellQuote(k.loader) + " " + shellQuote(k.hostLoader))
 		mount("--bind " + shellQuote(k.libc) + " " + shellQuote(k.hostLibc))
@@ -87,15 +92,30 @@ func (k umlKernel) start(c Config, dir string, out, console *os.File) *exec.Cmd 
 	cmd.Env = []string{"PATH=/bin:/usr/bin", "HOME=" + dir}
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.ExtraFiles = []*os.File{out}
-	cmd.SysProcAttr = &unix.SysProcAttr{
-		Setpgid:    true,
-		Pdeathsig:  unix.SIGKILL,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, // its end is the end of all its processes
+	cmd.SysProcAttr = &unix.SysProcAttr{}
+	if k.namespaces {
+		cmd.SysProcAttr = inNamespaces()
 	}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, unix.SIGKILL
 	return cmd
+}
+
+// inNamespaces starts a process that may mount what only it sees. The end of that
+// process is the end of all that it has started. An ordinary user gets the rights
+// for that in a user namespace, if the host allows those.
+func inNamespaces() *unix.SysProcAttr {
+	a := &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+	if os.Geteuid() != 0 {
+		a.Cloneflags |= unix.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+	return a
+}
+
+// haveNamespaces reports whether inNamespaces works here. It tries.
+func haveNamespaces(ctx context.Context, bb busybox) bool {
+	cmd := exec.CommandContext(ctx, bb.file, "mount", "--make-rprivate", "/")
+	cmd.SysProcAttr = inNamespaces()
+	return cmd.Run() == nil
 }

@@ -19,6 +19,7 @@ type umlKernel struct {
 	// host's. All are empty if the host's own serve it.
 	loader, libc         string
 	hostLoader, hostLibc string
+	namespaces           bool // it can be run in namespaces of its own
 	modules              moduleSet
 	busybox              busybox
 }
@@ -59,7 +60,7 @@ func fetchUML(ctx context.Context, s suite) (umlKernel, error) {
 	if err != nil {
 		return umlKernel{}, err
 	}
-	k := umlKernel{program: filepath.Join(dir, "linux"), busybox: bb}
+	k := umlKernel{program: filepath.Join(dir, "linux"), busybox: bb, namespaces: haveNamespaces(ctx, bb)}
 	if k.modules, err = openModules(filepath.Join(dir, "modules")); err != nil {
 		return k, err
 	}
