@@ -196,3 +196,38 @@ func TestFlightEndsWhenItsLastReaderGivesUp(t *testing.T) {
 		wantChunk(t, b, s, 0)
 	})
 }
+
+// TestReaderOfSeveralChunksGivesUpBetweenThem: a chunk that came already does not
+// keep the rest of its flight alive.
+func TestReaderOfSeveralChunksGivesUpBetweenThem(t *testing.T) {
+	s := lz4Sample(t, 6, 3, 4096)
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(s)
+		ended := make(chan struct{})
+		f.fault = func(ctx context.Context, r request, right []byte) (io.ReadCloser, error) {
+			context.AfterFunc(ctx, func() { close(ended) })
+			n := s.table[1].CompressedOffset // the first chunk comes, no more
+			return io.NopCloser(io.MultiReader(bytes.NewReader(right[:n]), hanging{ctx})), nil
+		}
+		b := openBlob(t, open(t, f, blobstore.Options{Dir: dir, Amplification: 1 << 20}), s.desc())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Fetch(ctx, 0, 2) }()
+		synctest.Wait()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("error = %v", err)
+		}
+		<-ended // or synctest reports a deadlock
+		wantChunk(t, b, s, 0)
+	})
+}
+
+// hanging is a reader that waits until its context ends.
+type hanging struct{ ctx context.Context }
+
+func (h hanging) Read([]byte) (int, error) {
+	<-h.ctx.Done()
+	return 0, h.ctx.Err()
+}

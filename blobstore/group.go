@@ -116,7 +116,7 @@ func (g *group) abandon(l *load, cause error) {
 		return
 	}
 	for _, other := range l.f.loads {
-		if other.waiters > 0 {
+		if !other.gone && other.waiters > 0 {
 			return
 		}
 	}

@@ -262,15 +262,26 @@ func TestRedirects(t *testing.T) {
 }
 
 func TestExpiredRedirectIsAskedForAgain(t *testing.T) {
-	r, id := start(t, testregistry.Options{Redirect: true, RedirectTTL: 50 * time.Millisecond})
+	t.Parallel()
+	r, id := start(t, testregistry.Options{Redirect: true, RedirectTTL: 700 * time.Millisecond})
 	src := open(t, r, id, nil)
 	mustRead(t, src, 0, 100)
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for r.Counts(id).Redirected < 2 {
 		mustRead(t, src, 100, 100) // never an error
 		if time.Now().After(deadline) {
 			t.Fatal("the signature never expired")
 		}
+	}
+}
+
+func TestStorageThatRefusesIsNotARegistryThatRefuses(t *testing.T) {
+	r, id := start(t, testregistry.Options{Redirect: true})
+	src := open(t, r, id, nil)
+	r.Fail(testregistry.Fault{Kind: testregistry.Status, Status: 403, AtStorage: true})
+	_, err := read(t.Context(), src, 0, 10)
+	if kind, _ := backend.Classify(err); err == nil || kind != backend.BadAnswer {
+		t.Errorf("%v is %v, want a bad answer, which is asked for again", err, kind)
 	}
 }
 

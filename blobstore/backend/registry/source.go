@@ -144,6 +144,11 @@ func (s *source) follow(ctx context.Context, k int, u *url.URL, off, n int64) (*
 			continue
 		}
 		total, err := checkRange(resp, u, off, n)
+		if kind, _ := backend.Classify(err); hop > 0 && kind == backend.Denied && !sameOrigin(u, rt.base) {
+			// Storage knows no credentials of ours: a signature of the registry's
+			// ran out, or its clock is wrong. The next one may be good.
+			err = &backend.Error{Kind: backend.BadAnswer, Err: err}
+		}
 		if err != nil {
 			drain(resp)
 			cancel(nil)
