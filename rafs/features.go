@@ -151,7 +151,7 @@ const (
 	// a blob.
 	MaxCompressedSize   = 1 << 40
 	MaxUncompressedSize = 1 << 44
-	// MaxPrefetch bounds the list that Image.Prefetch returns.
+	// MaxPrefetch is how many entries of a prefetch table are looked at.
 	MaxPrefetch = 1 << 20
 	// MaxInode bounds inode numbers: node ids carry 44 bits of them.
 	MaxInode = 1<<44 - 1

@@ -325,7 +325,7 @@ func TestChangedInPlace(t *testing.T) {
 			})
 			for range 2 {
 				readers.Go(func() {
-					for range 20 {
+					for range 8 {
 						rafstest.Visit(img)
 					}
 				})

@@ -194,7 +194,8 @@ func (im *Image) Prefetch() (inos []uint64) {
 	var err error
 	defer im.b.Guard(debug.SetPanicOnFault(true), &err)
 	var n inode
-	for off := im.prefetch.off; off < im.prefetch.end() && len(inos) < rafs.MaxPrefetch; off += tableEntrySize {
+	end := min(im.prefetch.end(), im.prefetch.off+rafs.MaxPrefetch*tableEntrySize)
+	for off := im.prefetch.off; off < end; off += tableEntrySize {
 		ino := uint64(le.Uint32(im.data[off:]))
 		if ino == 0 {
 			break

@@ -245,7 +245,8 @@ func (im *Image) Prefetch() (nids []uint64) {
 	var err error
 	defer im.b.Guard(debug.SetPanicOnFault(true), &err)
 	var n inode
-	for off := im.prefetch.off; off < im.prefetch.end() && len(nids) < rafs.MaxPrefetch; off += 4 {
+	end := min(im.prefetch.end(), im.prefetch.off+rafs.MaxPrefetch*4)
+	for off := im.prefetch.off; off < end; off += 4 {
 		nid := uint64(le.Uint32(im.data[off:]))
 		if nid == 0 {
 			break
