@@ -33,8 +33,9 @@ type Handler interface {
 
 	// Snapshot returns the handler's own state that another process needs to go
 	// on serving the same guest; Restore takes it there, before any request.
-	// Both are called while no request is being served. The bytes are opaque to
-	// this package and carry their own version.
+	// No request is being served during Snapshot, but some may wait in
+	// ServeBlocking: they will be served again from the start, by the other one.
+	// The bytes are opaque to this package and carry their own version.
 	Snapshot() ([]byte, error)
 	Restore(state []byte) error
 }

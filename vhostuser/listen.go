@@ -40,7 +40,13 @@ func Listen(path string) (*Listener, error) {
 	return l, nil
 }
 
+// maxPath is what the kernel takes of a socket's path, less the NUL.
+const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
+
 func listen(path string) (*Listener, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("path of %d bytes, at most %d", len(path), maxPath)
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)

@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"fmt"
 	"log/slog"
+	"math"
 
 	"github.com/rafsd/rafsd/vhostuser/session"
 )
@@ -46,6 +47,9 @@ func (o Options) complete(h Handler) (Options, session.Config, error) {
 	}
 	if o.MaxRequestBytes == 0 {
 		o.MaxRequestBytes = DefaultMaxRequestBytes
+	}
+	if o.MaxRequestBytes > math.MaxUint32 {
+		return o, session.Config{}, fmt.Errorf("requests of %d bytes: a used element counts in 32 bits", o.MaxRequestBytes)
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

@@ -68,9 +68,18 @@ func (d *Device) restore(s *session.State) error {
 			return fmt.Errorf("vring %d: %w", i, err)
 		}
 	}
+	// Nothing can go wrong any more, so nothing was served in vain.
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, v := range d.vrings {
+		if s.Vrings[i].Running {
+			v.launch(d.table)
+		}
+	}
 	return nil
 }
 
+// restoreVring sets vring i up as it was, but does not launch it.
 func (d *Device) restoreVring(i int, s *session.Vring) error {
 	for _, set := range []struct {
 		fd int
@@ -82,10 +91,10 @@ func (d *Device) restoreVring(i int, s *session.Vring) error {
 			}
 		}
 	}
-	if !s.Live {
-		if s.Running {
-			return fmt.Errorf("runs, and has no progress: %w", session.ErrState)
-		}
+	switch {
+	case s.Running && (!s.Live || s.Kick < 0):
+		return fmt.Errorf("runs without progress or kick: %w", session.ErrState)
+	case !s.Live:
 		return nil
 	}
 	d.mu.Lock()
@@ -100,11 +109,5 @@ func (d *Device) restoreVring(i int, s *session.Vring) error {
 	}
 	v.queue, v.place, v.replay = q, s.Ring, s.Stopped.InFlight
 	d.used = true
-	if s.Running {
-		if v.kick == nil {
-			return fmt.Errorf("runs without a kick: %w", session.ErrState)
-		}
-		v.launch(d.table)
-	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 	"github.com/rafsd/rafsd/vhostuser/session"
@@ -66,6 +67,8 @@ type vring struct {
 	table    *guestmem.Table // where the rings are; guarded by mu
 	epoch    *epoch          // of the requests that wait; guarded by mu
 	free     []*Request      // guarded by mu
+
+	complained time.Time // when complain last did; guarded by mu
 }
 
 // Values of vring.halt.
@@ -128,10 +131,28 @@ func (v *vring) panicked(p any) error {
 func (v *vring) giveUp(err error) {
 	v.broken = true
 	v.stats.broken.Add(1)
-	v.log.Error("vring is broken", "err", err)
+	v.complain("vring is broken", "err", err)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.failure.signal()
+}
+
+// complainEvery is how often a vring says what went wrong. A guest can make things
+// go wrong as often as it likes.
+const complainEvery = time.Second
+
+// complain logs an error, but not too often.
+func (v *vring) complain(msg string, args ...any) {
+	now := time.Now()
+	v.mu.Lock()
+	often := now.Sub(v.complained) < complainEvery
+	if !often {
+		v.complained = now
+	}
+	v.mu.Unlock()
+	if !often {
+		v.log.Error(msg, args...)
+	}
 }
 
 // serve works and sleeps until it is told to end (nil) or the ring is broken.
@@ -210,7 +231,7 @@ func (v *vring) serveOne() {
 // checked bounds what a Handler says it has written by what it could have.
 func (r *Request) checked(written uint32) uint32 {
 	if uint64(written) > r.chain.WriteLen {
-		r.vring.log.Error("handler says it has written more than there was room for",
+		r.vring.complain("handler says it has written more than there was room for",
 			"head", r.chain.Head, "written", written, "room", r.chain.WriteLen)
 		return uint32(r.chain.WriteLen)
 	}

@@ -2,6 +2,7 @@ package vhostuser
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"sync"
 
@@ -50,30 +51,40 @@ func (v *vring) letWait(r *Request) {
 // returns; the Handler does so soon after e.ctx has ended.
 func (v *vring) serveWaiting(e *epoch, r *Request) {
 	defer e.waiting.Done()
-	defer func() {
-		if p := recover(); p != nil {
-			err := v.panicked(p)
-			v.log.Error("request is lost", "head", r.chain.Head, "err", err)
-			if r.attached {
-				v.leave()
-			}
-		}
-	}()
 	debug.SetPanicOnFault(true)
-	written, err := v.handler.ServeBlocking(e.ctx, r)
-	if err != nil {
-		// No reply can be made. If the vring is still there the driver gets the
-		// chain back, empty, rather than to wait for ever.
-		written = 0
+	var written uint32
+	err := v.guard(func() error {
+		n, err := v.handler.ServeBlocking(e.ctx, r)
+		if err == nil {
+			written = n
+		}
+		// With an error no reply can be made. If the vring is still there the
+		// driver gets the chain back, empty, rather than to wait for ever.
+		return nil
+	})
+	if !errors.Is(err, guestmem.ErrGone) {
+		err = errors.Join(err, v.guard(func() error { v.finish(e, r, written); return nil }))
 	}
-	v.finish(e, r, written)
+	if r.attached {
+		r.attached = false
+		v.leave()
+	}
+	if err != nil {
+		v.complain("request failed", "head", r.chain.Head, "err", err)
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.free) < keptRequests {
+		v.free = append(v.free, r)
+	}
 }
 
-// finish publishes r, unless its epoch is over, and takes the Request back.
+// finish publishes r, unless its epoch is over.
 func (v *vring) finish(e *epoch, r *Request, written uint32) {
 	if !r.attached {
 		if written > 0 {
-			v.log.Error("handler says it has written without guest memory", "head", r.chain.Head, "written", written)
+			v.complain("handler says it has written without guest memory", "head", r.chain.Head, "written", written)
 			written = 0
 		}
 		if _, err := v.enter(e); err != nil {
@@ -82,20 +93,9 @@ func (v *vring) finish(e *epoch, r *Request, written uint32) {
 		r.attached = true
 	}
 	done := [1]virtqueue.Used{{Head: r.chain.Head, Len: r.checked(written)}}
-	v.publishWaited(done[:])
-	r.attached = false
-	v.leave()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.free) < keptRequests {
-		v.free = append(v.free, r)
-	}
-}
-
-func (v *vring) publishWaited(done []virtqueue.Used) {
 	v.mu.Lock()
 	defer v.mu.Unlock() // Publish may fault
-	v.publishLocked(done)
+	v.publishLocked(done[:])
 }
 
 // enter waits until guest memory may be touched and keeps it so until leave; or

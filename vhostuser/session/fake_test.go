@@ -26,6 +26,7 @@ type fakeDevice struct {
 
 type fakeVring struct {
 	running, kick bool
+	known         bool // it was started since the last reset
 	base          uint16
 }
 
@@ -128,7 +129,7 @@ func (d *fakeDevice) StartVring(i int, r session.Ring) error {
 		d.failNext = false
 		return fmt.Errorf("rings elsewhere: %w", session.ErrVring)
 	}
-	v.running, v.base = true, r.Base
+	v.running, v.known, v.base = true, true, r.Base
 	d.note("start %d at %d", i, r.Base)
 	return nil
 }
@@ -152,6 +153,7 @@ func (d *fakeDevice) Reset() {
 		if d.vrings[i].running {
 			d.t.Fatalf("reset while vring %d runs", i)
 		}
+		d.vrings[i].known = false
 	}
 	d.resets++
 	d.note("reset")
@@ -162,7 +164,7 @@ func (d *fakeDevice) Snapshot() ([]*session.Progress, []byte, error) {
 	defer d.mu.Unlock()
 	p := make([]*session.Progress, len(d.vrings))
 	for i := range d.vrings {
-		if d.vrings[i].running {
+		if d.vrings[i].known {
 			p[i] = &session.Progress{Avail: 3, Used: 1, InFlight: []uint16{1, 0}}
 		}
 	}

@@ -66,8 +66,12 @@ func Restore(cfg Config, dev Device, state *State) (*Session, error) {
 	s := &Session{cfg: cfg, dev: dev, state: *state}
 	s.state.Handler = nil
 	for i := range s.state.Vrings {
+		v := &s.state.Vrings[i]
+		if v.Live {
+			v.last = v.Ring
+		}
 		// The Device has taken over from here.
-		s.state.Vrings[i].Live, s.state.Vrings[i].Stopped = false, Progress{}
+		v.Live, v.Stopped = false, Progress{}
 	}
 	return s, nil
 }
@@ -94,9 +98,13 @@ func (s *Session) Snapshot() (*State, error) {
 	st.Vrings = append(st.Vrings[:0:0], st.Vrings...)
 	st.Handler = handler
 	for i, p := range vrings {
-		if p != nil {
-			st.Vrings[i].Live, st.Vrings[i].Stopped = true, *p
+		v := &st.Vrings[i]
+		// A stopped vring that was given another place, size or base since will
+		// begin anew, whatever the Device still knows of it.
+		if p != nil && (v.Running || v.Ring == v.last) {
+			v.Live, v.Stopped = true, *p
 		}
+		v.last = Ring{}
 	}
 	return &st, nil
 }

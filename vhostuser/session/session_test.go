@@ -316,6 +316,49 @@ func TestSnapshotComesBack(t *testing.T) {
 	}
 }
 
+// TestSnapshotOfAStoppedVring: its progress counts only as long as the front-end
+// has not begun to set the vring up differently.
+func TestSnapshotOfAStoppedVring(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	changes := map[string]struct {
+		change func(k *talk)
+		live   bool
+	}{
+		"as it was":    {func(k *talk) {}, true},
+		"said again":   {func(k *talk) { k.ack(0, wire.SetVringNum, vring(0, 64)); k.ack(0, wire.SetVringBase, vring(0, 7)) }, true},
+		"other size":   {func(k *talk) { k.ack(0, wire.SetVringNum, vring(0, 32)) }, false},
+		"other base":   {func(k *talk) { k.ack(0, wire.SetVringBase, vring(0, 0)) }, false},
+		"other place":  {func(k *talk) { k.ack(0, wire.SetVringAddr, addr(0, 0x40000)) }, false},
+		"device reset": {func(k *talk) { k.ack(0, wire.ResetDevice, nil) }, false},
+	}
+	for name, tt := range changes {
+		t.Run(name, func(t *testing.T) {
+			k := newTalk(t, 1, nil)
+			k.negotiate()
+			k.ack(0, wire.SetVringNum, vring(0, 64))
+			k.ack(0, wire.SetVringAddr, addr(0, 0x10000))
+			k.ack(0, wire.SetVringKick, wire.VringFD{}.Append(nil), k.fd)
+			k.ack(0, wire.SetVringEnable, vring(0, 1))
+			k.call(wire.GetVringBase, vring(0, 0))
+			tt.change(k)
+			st, err := k.ses.Snapshot()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Vrings[0].Live != tt.live || st.Vrings[0].Running {
+				t.Errorf("vring in the snapshot: %+v, want Live %v, not Running", st.Vrings[0], tt.live)
+			}
+			raw, fds := st.Marshal()
+			if _, err := session.UnmarshalState(raw, fds); err != nil {
+				t.Errorf("the snapshot does not come back: %v", err)
+			}
+			if err := k.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // state returns a small state as bytes, with numbers that are no descriptors.
 func state() (raw []byte, fds []int) {
 	s := session.State{

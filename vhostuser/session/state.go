@@ -31,7 +31,9 @@ type Vring struct {
 	Call    int      // eventfd, socket or pipe
 	Err     int      // as Call
 	Stopped Progress // meaningful in a snapshot, and there if Live
-	Live    bool     // Stopped is set: the vring was running, or has requests waiting
+	Live    bool     // Stopped is set: the Device still knows the vring, at this Ring
+
+	last Ring // what the Device knows it by, once it was started; Base is the stop's
 }
 
 func newState(queues int) State {

@@ -30,7 +30,7 @@ func (s *Session) adapt(i int) error {
 		v.Running = true
 	case !want && v.Running:
 		v.Base = s.dev.StopVring(i)
-		v.Running = false
+		v.Running, v.last = false, v.Ring
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (s *Session) resetDevice() error {
 			return err
 		}
 		closeFD(&v.Kick)
-		v.Ring, v.Placed = Ring{}, false
+		v.Ring, v.last, v.Placed = Ring{}, Ring{}, false
 	}
 	return nil
 }
