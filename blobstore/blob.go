@@ -13,10 +13,10 @@ import (
 
 // Blob is one blob as one image describes it.
 //
-// All methods but Close are safe for concurrent use. Ready, Data, Bytes and
-// ReadAt take no lock and allocate nothing; they touch mapped files, so the
-// caller runs them under debug.SetPanicOnFault and takes a fault for an error of
-// this read (then Drop makes the next one fetch the chunk anew).
+// All methods but Close are safe for concurrent use. Ready, Data and ReadAt take
+// no lock and allocate nothing; they touch mapped files, so the caller runs them
+// under debug.SetPanicOnFault and takes a fault for an error of this read (then
+// Drop makes the next one fetch the chunk anew).
 type Blob struct {
 	s    *Store
 	desc BlobDesc
@@ -48,18 +48,6 @@ func (b *Blob) Data(i, off, n uint32) ([]byte, bool) {
 		return nil, false
 	}
 	return v.Data(i, off, n)
-}
-
-// Bytes returns n bytes at off in the uncompressed address space of the blob, as
-// they lie in the mapped cache file, or false if that part is not mapped. The
-// caller must know that all of them are in chunks that are Ready: others read as
-// whatever lies there. Data is the same with that check.
-func (b *Blob) Bytes(off uint64, n uint32) ([]byte, bool) {
-	v := b.view.Load()
-	if v == nil {
-		return nil, false
-	}
-	return v.Bytes(off, n)
 }
 
 // ReadAt copies len(p) bytes at off of the uncompressed chunk i from the cache
@@ -148,8 +136,8 @@ func (b *Blob) open(ctx context.Context) (*cache.View, error) {
 }
 
 // Close gives up the blob. Flights that only its readers waited for end. No
-// other method may run during or after it, and no slice of Data or Bytes may be
-// read any more.
+// other method may run during or after it, and no slice of Data may be read
+// any more.
 func (b *Blob) Close() error {
 	b.s.mu.Lock()
 	b.s.blobs--

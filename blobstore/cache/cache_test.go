@@ -77,7 +77,10 @@ func content(i, size uint32) []byte {
 
 func open(t testing.TB, dir string, change func(*cache.Options)) *cache.Cache {
 	t.Helper()
-	o := cache.Options{Dir: dir, BootID: boot1, SyncDelay: time.Hour, Log: slog.New(slog.DiscardHandler)}
+	o := cache.Options{
+		Dir: dir, BootID: boot1, SyncDelay: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Fdatasync: func(*os.File) error { return nil }, // what a disk does is modelled where it matters
+	}
 	if change != nil {
 		change(&o)
 	}
@@ -166,9 +169,6 @@ func TestStoreAndReadAgain(t *testing.T) {
 		if _, ok := v.Data(bad[0], bad[1], bad[2]); ok {
 			t.Errorf("Data%v succeeded", bad)
 		}
-	}
-	if _, ok := v.Bytes(1<<63, 1<<31); ok {
-		t.Error("Bytes behind the map succeeded")
 	}
 	if err := v.Store(1, make([]byte, 17)); err == nil {
 		t.Error("a chunk of a wrong size was stored")

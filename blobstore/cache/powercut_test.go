@@ -162,8 +162,7 @@ func copyEntry(t *testing.T, from, to, name string) {
 
 func TestReadyMarksOfAnotherBootDoNotCount(t *testing.T) {
 	dir, tab := t.TempDir(), makeTable(6, 4096)
-	never := func(o *cache.Options) { o.Fdatasync = func(*os.File) error { return nil } }
-	c := open(t, dir, never)
+	c := open(t, dir, nil)
 	v := attach(t, c, "blob", tab)
 	store(t, v, tab, 1, 2)
 	dead := t.TempDir()

@@ -137,18 +137,11 @@ func (v *View) Data(i, off, n uint32) ([]byte, bool) {
 	if uint64(off)+uint64(n) > uint64(size) {
 		return nil, false
 	}
-	return v.bytes(at+uint64(off), n)
-}
-
-// Bytes returns n bytes at the address off of the data file, as they lie in it.
-// The caller knows that they are within chunks that are ready.
-func (v *View) Bytes(off uint64, n uint32) ([]byte, bool) { return v.bytes(off, n) }
-
-func (v *View) bytes(off uint64, n uint32) ([]byte, bool) {
-	if off > uint64(len(v.data)) || uint64(n) > uint64(len(v.data))-off {
-		return nil, false
+	lo := at + uint64(off)
+	if lo > uint64(len(v.data)) || uint64(n) > uint64(len(v.data))-lo {
+		return nil, false // not mapped, or the map's place is damaged
 	}
-	return v.data[off : off+uint64(n) : off+uint64(n)], true
+	return v.data[lo : lo+uint64(n) : lo+uint64(n)], true
 }
 
 // ErrNotReady reports a read of a chunk that is not ready or has no such bytes.
