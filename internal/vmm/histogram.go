@@ -14,7 +14,7 @@ type Histogram struct {
 
 const (
 	subBits = 5 // 32 buckets for each power of two
-	buckets = (64 - subBits) << subBits
+	buckets = (65 - subBits) << subBits
 )
 
 func bucket(ns uint64) int {

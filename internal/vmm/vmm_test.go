@@ -79,8 +79,13 @@ func TestMachines(t *testing.T) {
 		"blocking kick":            {BlockingKick: true},
 		"tag":                      {RequestTag: true},
 	}
+	// What the conversations themselves depend on runs with each VMM.
+	everywhere := []string{"plain", "no acknowledgements", "memory with a hole", "three queues, one set up"}
 	for _, seq := range vmm.Sequences {
 		for name, opts := range machines {
+			if seq != vmm.QEMU72 && !slices.Contains(everywhere, name) {
+				continue
+			}
 			t.Run(fmt.Sprintf("%v, %s", seq, name), func(t *testing.T) {
 				opts.Sequence = seq
 				if opts.Memory == nil {

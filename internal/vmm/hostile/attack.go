@@ -239,6 +239,16 @@ func Survives(ctx context.Context, dial Dial) error {
 	if _, err := c.Getattr(ctx, vmm.RootID); err != nil {
 		return fmt.Errorf("the next machine: %w", err)
 	}
+	if err := vm.Stop(); err != nil {
+		return fmt.Errorf("the next machine: %w", err)
+	}
+	for i := range vm.Queues() {
+		for at, b := range vm.Queue(i).Behind() {
+			if b != 0 {
+				return fmt.Errorf("the next machine: byte %d behind the used ring of queue %d was written", at, i)
+			}
+		}
+	}
 	if err := vm.Close(); err != nil {
 		return fmt.Errorf("the next machine: %w", err)
 	}

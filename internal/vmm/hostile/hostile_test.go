@@ -64,4 +64,5 @@ func TestTransport(t *testing.T) {
 			run(t, dial, a)
 		}
 	}
+	run(t, dial, hostile.Random(1, 10_000))
 }

@@ -126,17 +126,24 @@ func random(ctx context.Context, dial Dial, seed uint64, count int) error {
 	return vm.Close()
 }
 
-// explore collects nodes and names that exist.
+// explore collects nodes and names that exist, as far as directories can be read.
 func (n *noise) explore(ctx context.Context, c *vmm.Client) error {
 	dirs := []uint64{vmm.RootID}
 	for len(dirs) > 0 && len(n.nodes) < 200 {
 		dir := dirs[0]
 		dirs = dirs[1:]
+		var errno syscall.Errno
 		open, err := c.Opendir(ctx, dir)
+		if errors.As(err, &errno) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		list, err := c.ReaddirPlus(ctx, dir, open.Fh, 0, 4*vmm.PageSize)
+		if errors.As(err, &errno) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -106,7 +106,7 @@ func kickStorm(ctx context.Context, dial Dial) error {
 // the back-end works on them. Whatever it sees, it may give the queue up; it may not
 // die of it.
 func doubleFetch(ctx context.Context, dial Dial) error {
-	for range 20 {
+	for range 8 {
 		r, err := open(ctx, dial, vmm.Options{})
 		if err != nil {
 			return err
@@ -180,7 +180,7 @@ func startStop(ctx context.Context, dial Dial) error {
 		return err
 	}
 	defer vm.Kill()
-	for range 50 {
+	for range 20 {
 		c, err := vm.Mount(ctx, vmm.Linux61)
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func startStop(ctx context.Context, dial Dial) error {
 
 // vanish closes the socket at once with requests in the rings, as a killed VMM.
 func vanish(ctx context.Context, dial Dial) error {
-	for i := range 30 {
+	for i := range 15 {
 		vm, err := dial(ctx, vmm.Options{Sequence: vmm.Sequences[i%3], Memory: vmm.Flat(memorySize)})
 		if err != nil {
 			return err
