@@ -248,26 +248,49 @@ func statPath(img rafs.Image, path string) (*node, error) {
 	if n.Type != "file" {
 		return &n, nil
 	}
-	extents, err := img.Extents(ino, 0, n.Size, nil)
-	if err != nil {
+	if n.Chunks, err = chunksOf(img, ino, n.Size); err != nil {
 		return nil, fmt.Errorf("%q: %w", path, err)
-	}
-	for _, x := range extents {
-		c := chunk{FileOffset: x.FileOffset, Length: x.Length, Index: x.Chunk}
-		if x.Blob >= 0 {
-			var k rafs.Chunk
-			if err := img.Chunk(int(x.Blob), x.Chunk, &k); err != nil {
-				return nil, fmt.Errorf("%q: %w", path, err)
-			}
-			c.Blob = img.Blobs()[x.Blob].ID
-			c.CompressedOffset, c.CompressedSize = k.CompressedOffset, k.CompressedSize
-			c.Digest = hex.EncodeToString(k.Digest[:])
-		}
-		n.Chunks = append(n.Chunks, c)
 	}
 	return &n, nil
 }
 
+// chunksOf lists the pieces of a regular file. The image is asked for a bounded
+// part of it at a time.
+func chunksOf(img rafs.Image, ino, size uint64) ([]chunk, error) {
+	var (
+		all     []chunk
+		extents []rafs.Extent
+		err     error
+	)
+	for off := uint64(0); off < size; off += rafs.MaxExtents {
+		if extents, err = img.Extents(ino, off, min(size-off, rafs.MaxExtents), extents[:0]); err != nil {
+			return nil, err
+		}
+		for _, x := range extents {
+			c, err := chunkOf(img, x)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, c)
+		}
+	}
+	return all, nil
+}
+
+func chunkOf(img rafs.Image, x rafs.Extent) (chunk, error) {
+	c := chunk{FileOffset: x.FileOffset, Length: x.Length, Index: x.Chunk}
+	if x.Blob < 0 {
+		return c, nil
+	}
+	var k rafs.Chunk
+	if err := img.Chunk(int(x.Blob), x.Chunk, &k); err != nil {
+		return c, err
+	}
+	c.Blob = img.Blobs()[x.Blob].ID
+	c.CompressedOffset, c.CompressedSize = k.CompressedOffset, k.CompressedSize
+	c.Digest = hex.EncodeToString(k.Digest[:])
+	return c, nil
+}
 func (n *node) print(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	fmt.Fprintf(out, "path   %s\ntype   %s\nmode   %s (%s)\nowner  %d:%d\nsize   %d\nlinks  %d\ninode  %d\nmtime  %s\n",

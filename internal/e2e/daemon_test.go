@@ -147,6 +147,16 @@ func (d *rafsd) waitFor(t *testing.T, what string, cond func() bool) {
 	}
 }
 
+// openFiles is the number of the daemon's descriptors.
+func (d *rafsd) openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
 // request talks to the API.
 func (d *rafsd) request(method, path string, body any) ([]byte, int, error) {
 	var reader io.Reader

@@ -1,0 +1,68 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rafsd/rafsd/internal/testimage"
+	"github.com/rafsd/rafsd/internal/vmm"
+	"github.com/rafsd/rafsd/internal/vmm/hostile"
+)
+
+// growth is how much anonymous memory a hostile guest may cost over idle.
+const growth = 64 << 20
+
+// TestHostileGuest points every attack at the real daemon, which serves an image
+// meanwhile: it must neither die, hang, leak nor grow.
+func TestHostileGuest(t *testing.T) {
+	count := 50_000
+	if os.Getenv("RAFSD_LONG") == "1" {
+		count = 1_000_000
+	}
+	img, err := testimage.Sample().Write(t.TempDir(), testimage.Options{Version: 6, Compressor: testimage.Zstd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := start(t, "--queues", "2", "--linger", "0", "--bootstrap", img.Bootstrap, "--localfs-dir", img.BlobDir)
+	dial := func(ctx context.Context, opts vmm.Options) (*vmm.VM, error) {
+		return vmm.Dial(ctx, d.Socket, opts)
+	}
+	if err := hostile.Survives(t.Context(), dial); err != nil {
+		t.Fatal(err)
+	}
+	idle, fds := d.rssAnon(t), d.openFiles(t)
+	for _, a := range append(hostile.All(), hostile.Random(1, count)) {
+		t.Run(a.Name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(count)*time.Millisecond)
+			defer cancel()
+			if err := a.Run(ctx, dial); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-d.exited:
+				t.Fatalf("the daemon ended: %v", d.err)
+			default:
+			}
+			if now := d.rssAnon(t); now > idle+growth {
+				t.Errorf("RssAnon grew from %d to %d KiB", idle>>10, now>>10)
+			}
+		})
+	}
+	if err := hostile.Survives(t.Context(), dial); err != nil {
+		t.Error(err)
+	}
+	d.waitFor(t, "the descriptors of before", func() bool { return d.openFiles(t) <= fds })
+	t.Logf("RssAnon %d KiB before, %d KiB after", idle>>10, d.rssAnon(t)>>10)
+}
+
+// rssAnon is the daemon's anonymous memory in bytes.
+func (d *rafsd) rssAnon(t *testing.T) uint64 {
+	t.Helper()
+	n, err := hostile.RssAnon(d.cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
