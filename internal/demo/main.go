@@ -16,6 +16,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/demo/show"
 	"github.com/rafsd/rafsd/internal/nearest"
+	"github.com/rafsd/rafsd/internal/testguest"
 )
 
 // Exit codes.
@@ -68,12 +69,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	o.Out = stdout
+	testguest.Progress = show.Progress(stdout)
 	if o.Log != nil {
 		o.Log = stderr
 	}
 	if _, err := show.Run(ctx, o); err != nil {
 		if ctx.Err() != nil {
-			fmt.Fprintln(stderr, "\ndemo: interrupted; everything is cleaned up")
+			fmt.Fprintln(stderr, "demo: interrupted")
 		} else {
 			fmt.Fprintf(stderr, "demo: %v\n", err)
 		}

@@ -56,12 +56,19 @@ func seconds(d time.Duration) string {
 // oneLine is a text of several lines as one, cut to what fits on a screen twice.
 func oneLine(s string) string {
 	s = strings.Join(strings.Fields(s), " ")
-	const most = 240
+	const most = 160
 	if len(s) > most {
 		s = s[:most-3] + "..."
 	}
 	return s
 }
 
-// trimOwner cuts the name off with which testguest's messages begin.
-func trimOwner(s string) string { return strings.TrimPrefix(s, "testguest: ") }
+// reason is the part of an error that tells a person what is missing: of what
+// apt-get says, the first complaint.
+func reason(err error) string {
+	text := err.Error()
+	if _, complaint, ok := strings.Cut(text, "E: "); ok {
+		text, _, _ = strings.Cut(complaint, "E: ")
+	}
+	return strings.TrimRight(oneLine(text), "; ")
+}

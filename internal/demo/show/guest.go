@@ -46,14 +46,21 @@ func (g *guest) tag() string {
 }
 
 func (g *guest) prepare(ctx context.Context) error {
-	if err := installNeeds(ctx, g.log, g.say); err != nil {
-		return err
+	var err error
+	c := testguest.Config{Kind: g.kind, RafsGuest: g.rafsGuest}
+	if g.config, err = testguest.Prepare(ctx, c); err == nil {
+		return nil
 	}
-	c, err := testguest.Prepare(ctx, testguest.Config{Kind: g.kind, RafsGuest: g.rafsGuest})
-	if err != nil {
+	installed, installErr := installNeeds(ctx, g.log, g.say)
+	switch {
+	case installErr != nil:
+		return &missingError{installErr}
+	case !installed:
 		return &missingError{err}
 	}
-	g.config = c
+	if g.config, err = testguest.Prepare(ctx, c); err != nil {
+		return &missingError{err}
+	}
 	return nil
 }
 
@@ -131,11 +138,11 @@ func (v *visit) parseStart(output string) error {
 	v.sums = map[read][sha256.Size]byte{}
 	for i, r := range startReads {
 		digits, _, _ := strings.Cut(lines[i], " ")
-		var sum [sha256.Size]byte
-		if n, err := hex.Decode(sum[:], []byte(digits)); err != nil || n != len(sum) {
+		sum, err := hex.DecodeString(digits)
+		if err != nil || len(sum) != sha256.Size {
 			return fmt.Errorf("the guest's checksum of %s: %q is none", r.path, lines[i])
 		}
-		v.sums[r] = sum
+		v.sums[r] = [sha256.Size]byte(sum)
 	}
 	return nil
 }

@@ -24,37 +24,39 @@ var needs = []need{
 	{"/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring", "to check packages of Debian"},
 }
 
-// installNeeds installs what is missing, or says that it cannot.
-func installNeeds(ctx context.Context, log io.Writer, say func(what, format string, a ...any)) error {
+// installNeeds installs what is missing, if anything is, or says why it cannot.
+func installNeeds(ctx context.Context, log io.Writer, say func(what, format string, a ...any)) (installed bool, err error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return &missingError{errors.New("guests are made from Debian's packages, and there is no apt-get here")}
+		return false, errors.New("guests are made from Debian's packages, and there is no apt-get here")
 	}
-	var packages, why []string
+	packages, why := missing(needs)
+	if packages == nil {
+		return false, nil
+	}
+	list := strings.Join(packages, " ")
+	if os.Geteuid() != 0 {
+		return false, fmt.Errorf("only root can install what is missing (apt-get install %s)", list)
+	}
+	say("install", "apt-get install %s (%s)", list, strings.Join(why, ", "))
+	install := append([]string{"install", "--yes", "--no-install-recommends"}, packages...)
+	if aptGet(ctx, log, install...) == nil {
+		return true, nil
+	}
+	// The package lists are missing, as in images of containers, or too old.
+	if err := aptGet(ctx, log, "update"); err != nil {
+		return false, err
+	}
+	return true, aptGet(ctx, log, install...)
+}
+
+// missing returns the packages of those needs that are not there, and what for.
+func missing(needs []need) (packages, why []string) {
 	for _, n := range needs {
 		if _, err := os.Stat(n.file); err != nil {
 			packages, why = append(packages, n.pkg), append(why, n.why)
 		}
 	}
-	if packages == nil {
-		return nil
-	}
-	list := strings.Join(packages, " ")
-	if os.Geteuid() != 0 {
-		return &missingError{fmt.Errorf("%s is not installed, which takes root (apt-get install %s)", strings.Join(packages, " and "), list)}
-	}
-	say("install", "apt-get install %s (%s)", list, strings.Join(why, ", "))
-	install := append([]string{"install", "--yes", "--no-install-recommends"}, packages...)
-	if aptGet(ctx, log, install...) == nil {
-		return nil
-	}
-	// The package lists are missing, as in images of containers, or too old.
-	if err := aptGet(ctx, log, "update"); err != nil {
-		return &missingError{err}
-	}
-	if err := aptGet(ctx, log, install...); err != nil {
-		return &missingError{err}
-	}
-	return nil
+	return packages, why
 }
 
 func aptGet(ctx context.Context, log io.Writer, args ...string) error {

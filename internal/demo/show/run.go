@@ -7,9 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
-
-	"github.com/rafsd/rafsd/internal/testguest"
 )
 
 // Guest is the choice of a machine.
@@ -66,7 +65,12 @@ var ErrWrong = errors.New("the image was read wrong")
 // Run makes the image, starts registry and daemon, sends a machine on both visits,
 // and prints what happens. Nothing is left of it when it returns. The report is
 // whole if there is no error.
-func Run(ctx context.Context, o Options) (r Report, err error) {
+func Run(ctx context.Context, o Options) (Report, error) {
+	return run(ctx, o, func(ctx context.Context, dir string) (*sample, error) { return writeSample(ctx, dir, 1) })
+}
+
+// run is Run with the image that write makes.
+func run(ctx context.Context, o Options, write func(ctx context.Context, dir string) (*sample, error)) (r Report, err error) {
 	if _, err := os.Stat(o.Rafsd); err != nil {
 		return r, fmt.Errorf("the rafsd program: %w (make build makes it)", err)
 	}
@@ -75,37 +79,45 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	say := func(what, format string, a ...any) {
-		fmt.Fprintf(o.Out, "%-9s %s\n", what, fmt.Sprintf(format, a...))
-	}
+	say := sayTo(o.Out)
 	list, err := machines(o.Guest, o.RafsGuest, o.Log, say)
 	if err != nil {
 		return r, err
 	}
-	testguest.Progress = progress{say}
 
-	s, err := writeSample(filepath.Join(dir, "image"))
+	s, err := write(ctx, filepath.Join(dir, "image"))
 	if err != nil {
 		return r, err
 	}
 	say("image", "%s files of %s in a blob of %s (RAFS v6, zstd)", grouped(int64(s.files)), size(s.bytes), size(s.blob))
-	for i, m := range list {
-		r, err = visitTwice(ctx, o, s, m, filepath.Join(dir, fmt.Sprint(i)), say)
-		var missing *missingError
-		if err == nil || ctx.Err() != nil || !errors.As(err, &missing) || i == len(list)-1 {
-			break
-		}
-		say("no guest", "%s cannot be had: %s", m.name(), oneLine(missing.Error()))
-		say("instead", "the same job through %s", list[i+1].name())
-	}
-	if ctx.Err() != nil {
-		return r, context.Cause(ctx)
-	}
+	folders := 0
+	r, err = firstOf(ctx, list, say, func(m machine) (Report, error) {
+		folders++
+		return visitTwice(ctx, o, s, m, filepath.Join(dir, decimal(folders)), say)
+	})
 	if err != nil {
 		return r, err
 	}
 	fmt.Fprintf(o.Out, "\n%s", r.Table())
 	return r, nil
+}
+
+// firstOf does the job with the first machine that this host can have.
+func firstOf(ctx context.Context, list []machine, say func(what, format string, a ...any), job func(machine) (Report, error)) (Report, error) {
+	for i, m := range list {
+		r, err := job(m)
+		var missing *missingError
+		if i == len(list)-1 || ctx.Err() != nil || !errors.As(err, &missing) {
+			return r, err
+		}
+		switch next := list[i+1].(type) {
+		case frontend:
+			say("no guest", "%s; %s reads the image instead", reason(missing), next.name())
+		default:
+			say("guest", "no %s (%s), so %s", m.name(), reason(missing), next.name())
+		}
+	}
+	return Report{}, errors.New("no machine to do it with")
 }
 
 // visitTwice does the job with one machine.
@@ -128,8 +140,9 @@ func visitTwice(ctx context.Context, o Options, s *sample, m machine, dir string
 	defer func() { err = errors.Join(err, d.stop()) }()
 	alive, cancel := d.watch(ctx)
 	defer cancel()
-	say("registry", "http://%s/v2/%s holds the blob, and so far nobody asked for it", reg.Host(), repo)
-	say("rafsd", "process %d serves the image", d.pid)
+	say("registry", "http://%s/v2/%s holds the blob; nothing of it was fetched yet", reg.Host(), repo)
+	say("rafsd", "process %d serves the image over vhost-user", d.pid)
+	say("start", "%s ...", m.name())
 
 	r = Report{Real: m.name() != frontend{}.name(), Image: s.blob}
 	v, err := m.start(alive, d.socket)
@@ -139,17 +152,22 @@ func visitTwice(ctx context.Context, o Options, s *sample, m machine, dir string
 	r.Machine = v.who
 	r.Start = Phase{Boot: v.boot, Took: v.took, Files: s.startFiles, Read: s.startBytes}
 	r.Start.Fetched, r.Start.Answers = reg.fetched()
-	say("machine", "%s is up after %s and sees", v.who, seconds(v.boot))
+	say("", "%s came up in %s, mounted the image and sees", v.who, seconds(v.boot))
 	for _, line := range v.top {
-		fmt.Fprintf(o.Out, "            %s\n", line)
+		say("", "  %s", line)
 	}
 	if err := checkStart(s, v); err != nil {
 		return r, err
 	}
-	say("start", "it listed %s names and read the %d files that a container's start needs:", grouped(int64(v.names)), s.startFiles)
-	say("", "the registry has given %s of the blob", percent(r.Start.Fetched, s.blob))
+	say("", "It listed all %s names and read %d files as a container's start does (checksums right).", grouped(int64(v.names)), s.startFiles)
+	say("", "That took %s of the image from the registry.", percent(r.Start.Fetched, s.blob))
 
+	say("all", "%s again, on the same rafsd ...", m.name())
 	v, err = m.everything(alive, d.socket, s.truth)
+	var missing *missingError
+	if errors.As(err, &missing) {
+		err = missing.what // it was there a moment ago
+	}
 	if err != nil {
 		return r, because(alive, err)
 	}
@@ -158,8 +176,7 @@ func visitTwice(ctx context.Context, o Options, s *sample, m machine, dir string
 	if !v.differences.Equal() {
 		return r, fmt.Errorf("%w:\n%s", ErrWrong, v.differences)
 	}
-	say("all", "started anew, it read everything: the %s checksums, and all else that", grouped(int64(s.files)))
-	say("", "the manifest says of %s paths, are right", grouped(int64(len(s.truth))))
+	say("", "It read every file: %s checksums and all attributes of %s names are right.", grouped(int64(s.files)), grouped(int64(len(s.truth))))
 	return r, nil
 }
 
@@ -184,12 +201,21 @@ func checkStart(s *sample, v visit) error {
 	return nil
 }
 
-// progress passes on what testguest says.
+// sayTo returns what prints a line of the demo.
+func sayTo(w io.Writer) func(what, format string, a ...any) {
+	return func(what, format string, a ...any) {
+		fmt.Fprintf(w, "%-9s %s\n", what, fmt.Sprintf(format, a...))
+	}
+}
+
+// Progress is for testguest.Progress: it prints its messages as lines of the demo.
+func Progress(w io.Writer) io.Writer { return progress{sayTo(w)} }
+
 type progress struct {
 	say func(what, format string, a ...any)
 }
 
 func (p progress) Write(b []byte) (int, error) {
-	p.say("guest", "%s", oneLine(trimOwner(string(b))))
+	p.say("guest", "%s", oneLine(strings.TrimPrefix(string(b), "testguest: ")))
 	return len(b), nil
 }

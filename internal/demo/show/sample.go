@@ -1,6 +1,7 @@
 package show
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
@@ -54,9 +55,10 @@ type sample struct {
 }
 
 // writeSample writes the sample as a v6 image with zstd to dir. It is the same
-// image each time.
-func writeSample(dir string) (*sample, error) {
-	tree, program := sampleTree()
+// image each time. Sizes are divided by shrink; it is 1 but in tests. Writing stops
+// soon after ctx ends.
+func writeSample(ctx context.Context, dir string, shrink int) (*sample, error) {
+	tree, program := sampleTree(ctx, shrink)
 	img, err := tree.Write(dir, testimage.Options{Version: testimage.V6, Compressor: testimage.Zstd})
 	if err != nil {
 		return nil, err
@@ -95,13 +97,15 @@ func writeSample(dir string) (*sample, error) {
 }
 
 // sampleTree is a small Debian-like root file system with an application on top of
-// it; program is the content of server.
-func sampleTree() (_ *testimage.Tree, program_ []byte) {
-	t := testimage.NewTree()
+// it; serverProgram is the content of server. Reading the large files fails when
+// ctx has ended.
+func sampleTree(ctx context.Context, shrink int) (t *testimage.Tree, serverProgram []byte) {
+	t = testimage.NewTree()
 	rng := rand.New(rand.NewPCG(9, 9))
 	seed := uint64(0)
 	next := func() uint64 { seed++; return seed }
-	between := func(low, high int) int { return low + rng.IntN(high-low) }
+	bytes := func(n int) int { return max(n/shrink, 64) }
+	between := func(low, high int) int { return bytes(low + rng.IntN(high-low)) }
 	const exec = 0o755
 
 	for _, name := range []string{"bin", "lib", "sbin"} {
@@ -124,32 +128,32 @@ func sampleTree() (_ *testimage.Tree, program_ []byte) {
 	t.File("/etc/group", []byte("root:x:0:\nshadow:x:42:\nshop:x:1000:\n"))
 	t.File("/etc/shadow", []byte("root:*:19700:0:99999:7:::\n"), testimage.Mode(0o640), testimage.Owner(0, 42))
 	t.File("/etc/nsswitch.conf", []byte("passwd: files\ngroup: files\nhosts: files dns\n"))
-	t.File("/etc/ld.so.cache", prose(9_000, next()))
-	t.File("/etc/ssl/certs/ca-certificates.crt", picture(210_000, next()))
+	t.File("/etc/ld.so.cache", prose(bytes(9_000), next()))
+	t.File("/etc/ssl/certs/ca-certificates.crt", picture(bytes(210_000), next()))
 	for i := range 60 {
 		t.File(fmt.Sprintf("/etc/default/service-%02d", i), prose(between(80, 3_000), next()))
 	}
 
-	t.File("/usr/bin/dash", program(126_000, next()), testimage.Mode(exec))
+	t.File("/usr/bin/dash", program(bytes(126_000), next()), testimage.Mode(exec))
 	t.Symlink("/usr/bin/sh", "dash")
-	t.File("/usr/bin/perl", program(3_700_000, next()), testimage.Mode(exec))
+	t.File("/usr/bin/perl", program(bytes(2_900_000), next()), testimage.Mode(exec))
 	t.Link("/usr/bin/perl5.36.0", "/usr/bin/perl")
-	t.File("/usr/bin/su", program(72_000, next()), testimage.Mode(0o4755))
-	t.File("/usr/bin/ping", program(77_000, next()), testimage.Mode(exec),
+	t.File("/usr/bin/su", program(bytes(72_000), next()), testimage.Mode(0o4755))
+	t.File("/usr/bin/ping", program(bytes(77_000), next()), testimage.Mode(exec),
 		testimage.Xattr("security.capability", "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
-	for i := range 140 {
-		t.File(fmt.Sprintf("/usr/bin/tool-%03d", i), program(between(15_000, 120_000), next()), testimage.Mode(exec))
+	for i := range 110 {
+		t.File(fmt.Sprintf("/usr/bin/tool-%03d", i), program(between(15_000, 90_000), next()), testimage.Mode(exec))
 	}
-	t.File("/usr/sbin/ldconfig", program(900_000, next()), testimage.Mode(exec))
+	t.File("/usr/sbin/ldconfig", program(bytes(900_000), next()), testimage.Mode(exec))
 
-	t.File(libDir+"/ld-linux-x86-64.so.2", program(210_000, next()), testimage.Mode(exec))
-	t.File(libDir+"/libc.so.6", program(1_920_000, next()), testimage.Mode(exec))
-	t.File(libDir+"/libcrypto.so.3", program(4_700_000, next()))
-	t.File(libDir+"/libssl.so.3", program(690_000, next()))
-	t.File(libDir+"/libstdc++.so.6", program(2_190_000, next()))
+	t.File(libDir+"/ld-linux-x86-64.so.2", program(bytes(210_000), next()), testimage.Mode(exec))
+	t.File(libDir+"/libc.so.6", program(bytes(1_920_000), next()), testimage.Mode(exec))
+	t.File(libDir+"/libcrypto.so.3", program(bytes(3_700_000), next()))
+	t.File(libDir+"/libssl.so.3", program(bytes(690_000), next()))
+	t.File(libDir+"/libstdc++.so.6", program(bytes(2_190_000), next()))
 	for i := range 45 {
 		name := fmt.Sprintf("%s/libpart%02d.so.1", libDir, i)
-		t.File(name+".0.0", program(between(20_000, 260_000), next()))
+		t.FileOf(name+".0.0", whileAlive{testimage.Bytes(program(between(20_000, 180_000), next())), ctx})
 		t.Symlink(name, fmt.Sprintf("libpart%02d.so.1.0.0", i))
 	}
 	for i := range 420 {
@@ -162,19 +166,32 @@ func sampleTree() (_ *testimage.Tree, program_ []byte) {
 		t.File(fmt.Sprintf("/usr/share/zoneinfo/Area%02d/City%03d", i/30, i), picture(between(120, 2_400), next()))
 	}
 
-	program_ = program(12<<20, next())
-	t.FileOf(server, testimage.Bytes(program_), testimage.Mode(exec))
+	serverProgram = program(bytes(9<<20), next())
+	t.FileOf(server, whileAlive{testimage.Bytes(serverProgram), ctx}, testimage.Mode(exec))
 	owner := testimage.Owner(1000, 1000)
 	t.File("/opt/shop/etc/shop.toml", []byte("listen = \":8080\"\ncatalogue = \"/opt/shop/data/catalogue.json\"\n"), owner)
-	t.File("/opt/shop/data/catalogue.json", catalogue(14<<20, next()), owner)
+	t.FileOf("/opt/shop/data/catalogue.json", whileAlive{testimage.Bytes(catalogue(bytes(8<<20), next())), ctx}, owner)
 	for i := range 60 {
-		t.File(fmt.Sprintf("/opt/shop/static/picture-%02d.png", i), picture(between(30_000, 190_000), next()), owner)
+		t.File(fmt.Sprintf("/opt/shop/static/picture-%02d.png", i), picture(between(20_000, 150_000), next()), owner)
 	}
 	t.Dir("/opt/shop/data", owner, testimage.Xattr("user.comment", "made for the demo"))
 
-	t.File("/var/lib/dpkg/status", prose(330_000, next()))
+	t.File("/var/lib/dpkg/status", prose(bytes(330_000), next()))
 	for i := range 160 {
 		t.File(fmt.Sprintf("/var/lib/dpkg/info/package-%03d.list", i), prose(between(200, 6_000), next()))
 	}
-	return t, program_
+	return t, serverProgram
+}
+
+// whileAlive is content that cannot be read any more when ctx has ended.
+type whileAlive struct {
+	testimage.Content
+	ctx context.Context
+}
+
+func (w whileAlive) ReadAt(p []byte, off int64) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.Content.ReadAt(p, off)
 }

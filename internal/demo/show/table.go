@@ -14,7 +14,7 @@ func (r Report) Table() string {
 	rows := [][3]string{
 		{"", "container start", "every file"},
 		{boot, seconds(r.Start.Boot), seconds(r.All.Boot)},
-		{"reading", seconds(r.Start.Took), seconds(r.All.Took)},
+		{"then, until its end", seconds(r.Start.Took), seconds(r.All.Took)},
 		{"files read", grouped(int64(r.Start.Files)), grouped(int64(r.All.Files))},
 		{"bytes read", size(r.Start.Read), size(r.All.Read)},
 		{"bytes of the image", size(r.Image), size(r.Image)},
