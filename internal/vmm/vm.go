@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -68,7 +67,7 @@ type VM struct {
 	config   []byte // configuration space, if it was read
 
 	queues  []*Queue
-	channel [2]int // the back-end's request channel: ours, theirs
+	channel int // our end of the back-end's request channel, -1 if there is none
 
 	mu       sync.Mutex // serializes conversations; above Queue.mu
 	state    vmState
@@ -119,7 +118,7 @@ func Dial(ctx context.Context, path string, opts Options) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	vm := &VM{Options: opts, Memory: mem, channel: [2]int{-1, -1}}
+	vm := &VM{Options: opts, Memory: mem, channel: -1}
 	if vm.Control, err = dialWithin(ctx, path, opts.Wait); err != nil {
 		mem.Close()
 		return nil, err
@@ -395,10 +394,8 @@ func (vm *VM) Kill() {
 
 func (vm *VM) release() {
 	vm.Control.Close()
-	for _, fd := range vm.channel {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	if vm.channel >= 0 {
+		unix.Close(vm.channel)
 	}
 	vm.dropRings()
 	for _, q := range vm.queues {
@@ -409,7 +406,7 @@ func (vm *VM) release() {
 }
 
 // BackendChannel is our end of the back-end's request channel, -1 if there is none.
-func (vm *VM) BackendChannel() int { return vm.channel[0] }
+func (vm *VM) BackendChannel() int { return vm.channel }
 
 // openSignals makes fresh notification descriptors for the queues that the guest
 // sets up, as VMMs do at each start.
@@ -599,13 +596,8 @@ func (vm *VM) giveChannel() error {
 	if err != nil {
 		return fmt.Errorf("back-end channel: %w", err)
 	}
-	vm.channel[0] = p[0]
+	vm.channel = p[0]
 	err = vm.Control.Set(SetBackendReqFd, true, nil, p[1])
 	unix.Close(p[1])
 	return err
-}
-
-// isClosed tells an end that was ordered from one that happened.
-func isClosed(err error) bool {
-	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed)
 }

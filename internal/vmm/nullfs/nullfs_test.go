@@ -3,6 +3,7 @@ package nullfs_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -129,8 +130,48 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// TestSteadyStateAllocates nothing: neither the load nor the back-end, which run in
-// one process here.
+// BenchmarkNull is the floor, front-end and back-end in one process.
+func BenchmarkNull(b *testing.B) {
+	loads := map[string]vmm.Load{
+		"GETATTR":     {Op: vmm.OpGetattr, NodeID: nullfs.NodeID},
+		"LOOKUP":      {Op: vmm.OpLookup, NodeID: vmm.RootID, Name: nullfs.Name},
+		"READ/4KiB":   {Op: vmm.OpRead, NodeID: nullfs.NodeID, Size: 4 << 10, FileSize: nullfs.FileSize},
+		"READ/128KiB": {Op: vmm.OpRead, NodeID: nullfs.NodeID, Size: 128 << 10, FileSize: nullfs.FileSize},
+		"READ/1MiB":   {Op: vmm.OpRead, NodeID: nullfs.NodeID, Size: 1 << 20, FileSize: nullfs.FileSize},
+	}
+	for name, load := range loads {
+		for _, n := range []int{1, 16} {
+			load.InFlight = n
+			b.Run(fmt.Sprintf("%s/inflight=%d", name, n), func(b *testing.B) { benchmark(b, load) })
+		}
+	}
+}
+
+func benchmark(b *testing.B, load vmm.Load) {
+	vm := dial(b, start(b, 1), vmm.Options{})
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+	defer cancel()
+	if _, err := vm.Mount(ctx, vmm.Linux72); err != nil {
+		b.Fatal(err)
+	}
+	l, err := vm.NewLoader(load)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	b.SetBytes(int64(load.Size))
+	b.ReportAllocs()
+	b.ResetTimer()
+	r, err := l.Run(ctx, uint64(b.N), 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(r.Latency.Quantile(.5).Nanoseconds()), "p50-ns")
+	b.ReportMetric(float64(r.Latency.Quantile(.99).Nanoseconds()), "p99-ns")
+}
+
+// TestSteadyState: neither the load nor the back-end, which run in one process here,
+// allocate per request.
 func TestSteadyState(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

@@ -50,7 +50,6 @@ type spec struct {
 	queues int
 	argv   []string
 	env    []string
-	file   string // path inside what it serves
 }
 
 func main() {

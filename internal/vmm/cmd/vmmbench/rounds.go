@@ -71,8 +71,7 @@ func run(ctx context.Context, s *settings) error {
 		}
 	}()
 	for _, b := range s.backends {
-		file := s.file
-		started, err := start(ctx, b, work, s.dir, file)
+		started, err := start(ctx, b, work, s.dir, s.file)
 		if err != nil {
 			return err
 		}
