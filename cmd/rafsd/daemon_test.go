@@ -296,6 +296,17 @@ func TestEndOfLife(t *testing.T) {
 			t.Errorf("exit code %d after the VMM has gone, want 0", code)
 		}
 	})
+	t.Run("somebody only looks whether we listen", func(t *testing.T) {
+		p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}", "--linger", "1ms")
+		p.ready()
+		second := launch(t, options{dir: p.dir}, "virtiofs", "--sock", "{sock}")
+		if code := second.exit(patience); code != 1 || !strings.Contains(second.out.String(), "another process listens") {
+			t.Errorf("a second daemon at our socket: exit code %d", code)
+		}
+		p.out.waitFor(t, "front-end gone")
+		p.guest()
+		p.stop(syscall.SIGTERM)
+	})
 	t.Run("no VMM ever", func(t *testing.T) {
 		p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--first-connect", "50ms")
 		if code := p.exit(patience); code != 1 || !strings.Contains(p.out.String(), "no VMM connected within 50ms") {

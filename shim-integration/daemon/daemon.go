@@ -267,7 +267,9 @@ func cleanMountpoint(mountpoint string) (string, error) {
 func (d *Daemon) FrontEndConnected() { d.life.connect() }
 
 // FrontEndGone is the counterpart of FrontEndConnected.
-func (d *Daemon) FrontEndGone() { d.life.disconnect() }
+func (d *Daemon) FrontEndGone() {
+	d.life.disconnect(d.server.Counters().Ops[fuseproto.OpInit].Requests > 0)
+}
 
 // Over yields once the daemon has outlived its use: nil after the VMM was gone
 // for the linger time, an error that wraps ErrNoFrontEnd if none ever came.

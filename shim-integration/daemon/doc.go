@@ -14,8 +14,9 @@
 // is mounted belongs to the tree, which closes it when its last request has left;
 // a store is closed with the last mount that uses it.
 //
-// Lock order: Daemon.mu; stores.mu; both are leaves below the tree's own. None is
-// held while an image is opened, or while a store is opened or closed.
+// Lock order: Daemon.mu, then the tree's own. stores.mu, images.mu and
+// lifetime.mu are leaves. None is held while an image is opened, or while a store
+// is opened or closed.
 //
 // Trust: callers may be as good as root, but what they name is not: sources are
 // checked by whoever opens them, configurations by package config. Secrets stay in

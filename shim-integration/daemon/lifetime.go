@@ -13,23 +13,47 @@ var ErrNoFrontEnd = errors.New("no VMM connected")
 // lifetime decides when the daemon has outlived its use: nobody else may be left
 // to end it. The shim that started us may have crashed, and what is left behind
 // then would stay until the node reboots.
+//
+// Not everybody who connects is a VMM: some only look whether anyone listens. A
+// connection counts once it was used or has lasted for a while; the clock for the
+// first one goes on otherwise.
 type lifetime struct {
+	first  time.Time     // until when a first front-end must have come; zero = never
+	reason error         // if none came
 	linger time.Duration // after the last front-end has gone; 0 = never
 	over   chan error    // of capacity 1: gets the reason, once; nil if all went well
 
 	mu        sync.Mutex
 	connected int         // guarded by mu; front-ends there are
+	since     time.Time   // guarded by mu; when the last one came
+	came      bool        // guarded by mu; there was a front-end that counts
 	timer     *time.Timer // guarded by mu; nil if none runs
 	epoch     uint64      // guarded by mu; grows with each change, so that a late timer knows
 }
+
+// countsAfter is how long a connection that nothing was asked over must last to
+// count as a front-end.
+const countsAfter = time.Second
 
 // newLifetime begins to wait for the first front-end; 0 waits for ever.
 func newLifetime(firstConnect, linger time.Duration) *lifetime {
 	l := &lifetime{linger: linger, over: make(chan error, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.start(firstConnect, fmt.Errorf("%w within %v", ErrNoFrontEnd, firstConnect))
+	if firstConnect > 0 {
+		l.first = time.Now().Add(firstConnect)
+		l.reason = fmt.Errorf("%w within %v", ErrNoFrontEnd, firstConnect)
+	}
+	l.waitForFirst()
 	return l
+}
+
+// waitForFirst starts the clock for the first front-end, or what is left of it.
+// The caller holds l.mu.
+func (l *lifetime) waitForFirst() {
+	if !l.first.IsZero() {
+		l.start(max(time.Until(l.first), 1), l.reason)
+	}
 }
 
 // start starts the clock after which it is over for the reason. The caller holds
@@ -55,16 +79,23 @@ func (l *lifetime) connect() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.connected++
+	l.since = time.Now()
 	l.stopTimer()
 }
 
-// disconnect tells that a front-end went.
-func (l *lifetime) disconnect() {
+// disconnect tells that a front-end went; used, that a guest has made requests in
+// the life of the daemon.
+func (l *lifetime) disconnect(used bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.connected--
-	if l.connected == 0 {
+	l.came = l.came || used || time.Since(l.since) >= countsAfter
+	switch {
+	case l.connected > 0:
+	case l.came:
 		l.start(l.linger, nil)
+	default:
+		l.waitForFirst()
 	}
 }
 

@@ -38,14 +38,14 @@ func TestLifetime(t *testing.T) {
 			l := newLifetime(10*time.Minute, 10*time.Second)
 			l.connect()
 			step(time.Hour)
-			l.disconnect()
+			l.disconnect(false)
 			step(9 * time.Second)
 			l.connect()
 			step(time.Hour)
 			if end, _ := over(l); end {
 				t.Fatal("over while a VMM is connected")
 			}
-			l.disconnect()
+			l.disconnect(false)
 			step(10 * time.Second)
 			if end, err := over(l); !end || err != nil {
 				t.Errorf("over %v, reason %v, want a good end after the linger time", end, err)
@@ -57,10 +57,38 @@ func TestLifetime(t *testing.T) {
 			l := newLifetime(0, 0)
 			step(1000 * time.Hour)
 			l.connect()
-			l.disconnect()
+			l.disconnect(false)
 			step(1000 * time.Hour)
 			if end, _ := over(l); end {
 				t.Error("over, though both times are 0")
+			}
+		})
+	})
+	t.Run("somebody only looks", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLifetime(time.Minute, time.Second)
+			step(20 * time.Second)
+			l.connect()
+			step(time.Millisecond)
+			l.disconnect(false)
+			step(40*time.Second - 2*time.Millisecond)
+			if end, _ := over(l); end {
+				t.Fatal("over long before the time for the first VMM")
+			}
+			step(time.Millisecond)
+			if end, err := over(l); !end || !errors.Is(err, ErrNoFrontEnd) {
+				t.Errorf("over %v, reason %v, want ErrNoFrontEnd at the old time", end, err)
+			}
+		})
+	})
+	t.Run("a short connection that was used", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLifetime(time.Minute, time.Second)
+			l.connect()
+			l.disconnect(true)
+			step(time.Second)
+			if end, err := over(l); !end || err != nil {
+				t.Errorf("over %v, reason %v, want a good end after the linger time", end, err)
 			}
 		})
 	})
