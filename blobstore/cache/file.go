@@ -18,6 +18,7 @@ type file struct {
 	slots *os.File
 	epoch uint32 // of this boot
 	refs  int    // views; guarded by Cache.mu
+	named bool   // its names are on disk; the syncer only
 }
 
 // open returns the entry name with one reference more. The caller has entered.

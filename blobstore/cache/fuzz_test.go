@@ -23,25 +23,30 @@ func FuzzMap(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good, false)
-	f.Add(good, true)
-	f.Add(good[:4096], true)
-	f.Add(good[:4096+100], true)
-	f.Add([]byte{}, true)
-	f.Add(append(bytes.Clone(good), bytes.Repeat([]byte{1, 0, 0, 0}, 4096)...), true)
+	f.Add(good, uint8(0))
+	f.Add(good, uint8(3))
+	f.Add(good, uint8(1))
+	f.Add(good[:4096], uint8(3))
+	f.Add(good[:4096+100], uint8(3))
+	f.Add([]byte{}, uint8(3))
+	f.Add(append(bytes.Clone(good), bytes.Repeat([]byte{1, 0, 0, 0}, 4096)...), uint8(3))
 	kind := bytes.Clone(good)
 	kind[4096+4] = 2
-	f.Add(kind, true)
-	f.Fuzz(func(t *testing.T, m []byte, header bool) {
+	f.Add(kind, uint8(3))
+	f.Fuzz(func(t *testing.T, m []byte, mend uint8) {
 		dir := t.TempDir()
 		sub := filepath.Join(dir, "rafsd-v1")
 		if err := os.Mkdir(sub, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		base := filepath.Join(sub, "blob")
-		if header && len(m) >= 4096 {
-			m = bytes.Clone(m)
+		header := mend&1 != 0 && len(m) >= 4096
+		m = bytes.Clone(m)
+		if header {
 			copy(m, good[:4096]) // so that the slots are looked at
+		}
+		if mend&2 != 0 {
+			cache.Seal(m) // so that they are believed
 		}
 		if err := os.WriteFile(base+".map", m, 0o600); err != nil {
 			t.Fatal(err)
@@ -49,7 +54,7 @@ func FuzzMap(f *testing.F) {
 		if err := os.WriteFile(base+".data", make([]byte, 8*4096), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if header && len(m) >= 4096 {
+		if header {
 			cache.Repair(t, base)
 		}
 		c := open(t, dir, nil)

@@ -28,6 +28,9 @@ type disk struct {
 }
 
 func (d *disk) fdatasync(f *os.File) error {
+	if filepath.Ext(f.Name()) == "" {
+		return nil // the folder
+	}
 	b, err := os.ReadFile(f.Name())
 	if err != nil {
 		return err

@@ -77,8 +77,11 @@ func (v *View) sync() {
 		return
 	}
 	err := c.o.Fdatasync(v.f.data)
-	if err == nil {
-		err = c.dir.Sync() // a mark is worth nothing in a file without a name
+	if err == nil && !v.f.named {
+		// A mark is worth nothing in a file without a name.
+		if err = c.o.Fdatasync(c.dir.File()); err == nil {
+			v.f.named = true
+		}
 	}
 	v.mu.Lock()
 	again := v.drops != drops

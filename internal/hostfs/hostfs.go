@@ -102,8 +102,9 @@ func (d *Dir) Remove(name string) error {
 // Stat describes the folder itself.
 func (d *Dir) Stat() (unix.Stat_t, error) { return Stat(d.f) }
 
-// Sync makes the names in the folder durable.
-func (d *Dir) Sync() error { return d.f.Sync() }
+// File is the open folder itself, for what wants a descriptor, such as a sync of
+// the names in it. It stays the Dir's.
+func (d *Dir) File() *os.File { return d.f }
 
 // Close gives the descriptor back.
 func (d *Dir) Close() error { return d.f.Close() }
