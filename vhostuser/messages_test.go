@@ -364,6 +364,9 @@ func TestL26_RemovedMemoryIsUnmappedBeforeTheAnswer(t *testing.T) {
 	if u := q.wait(); u.ID != 2 || u.Len != 0 {
 		t.Errorf("used %+v, want head 2 with length 0", u)
 	}
+	if n := b.echo.attachFailed.Load(); n != 1 {
+		t.Errorf("Attach failed %d times, want once", n)
+	}
 	b.leave(t, f)
 	b.end()
 }

@@ -224,6 +224,33 @@ func TestL23_RestartForgetsOldHeads(t *testing.T) {
 	}
 }
 
+// TestFrontEndMovesTheBaseBack: a front-end that lost track starts the vring at
+// the used index. What was in flight is then available again, and served again.
+func TestFrontEndMovesTheBaseBack(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	b := newBed(t, newEcho(), vhostuser.Options{})
+	f := b.connect(t, frontOptions{start: 30})
+	q := f.q[1]
+	q.offer(3, opWait, 1, 8)
+	q.show()
+	poll(t, "the request waits", func() bool { return b.echo.inWait.Load() == 1 })
+	if base := q.stop(); base != 31 {
+		t.Fatalf("base %d, want 31", base)
+	}
+	close(b.echo.gate(1))
+	q.setUp(30)
+	q.enable(1)
+	q.reply(q.wait(), 8)
+	q.offer(4, opEcho, 0, 9)
+	q.show()
+	q.reply(q.wait(), 9)
+	if n := b.server.Stats()[1].Requests; n != 3 {
+		t.Errorf("%d requests taken, want the first twice and the second once", n)
+	}
+	b.leave(t, f)
+	b.end()
+}
+
 func TestHandlerLearnsOfADriverThatRestarted(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})

@@ -122,6 +122,36 @@ func TestL38_SignalAtUsedEvent(t *testing.T) {
 	}
 }
 
+// TestSignalAfterRebind: what the driver was told before is not relied on.
+func TestSignalAfterRebind(t *testing.T) {
+	b := newBed(t)
+	d, q := b.queue(t, 16, 0, true)
+	var c virtqueue.Chain
+	serve := func() bool {
+		offer(d, 0)
+		d.Show()
+		if ok, err := q.Pop(&c); !ok || err != nil {
+			t.Fatalf("Pop = %v, %v", ok, err)
+		}
+		signal := q.Publish([]virtqueue.Used{{Head: 0}})
+		if _, ok, err := d.Reap(); !ok || err != nil {
+			t.Fatalf("Reap = %v, %v", ok, err)
+		}
+		return signal
+	}
+	d.ArmAt(1000)
+	serve()
+	if serve() {
+		t.Fatal("a signal far from the event")
+	}
+	if err := q.Rebind(b.table); err != nil {
+		t.Fatal(err)
+	}
+	if !serve() {
+		t.Error("no signal at the first publication after Rebind")
+	}
+}
+
 func TestSignalTestCoversTheWholeBatch(t *testing.T) {
 	b := newBed(t)
 	d, q := b.queue(t, 16, 65530, true)
