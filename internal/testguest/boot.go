@@ -152,19 +152,8 @@ func run(ctx context.Context, c Config, m machine, dir string, out *output, cons
 	out.began = watch.stop
 	out.ended = func() { time.AfterFunc(maxPowerOff, cancel) }
 	cmd := m.start(c, dir, writer, console)
-	exited := make(chan error, 1)
-	started := make(chan error, 1)
-	go func() {
-		// Pdeathsig is sent when the thread that started the process ends.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			exited <- cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
+	exited, err := start(cmd)
+	if err != nil {
 		writer.Close()
 		return err
 	}
@@ -190,6 +179,25 @@ func run(ctx context.Context, c Config, m machine, dir string, out *output, cons
 	<-copied
 	r.BootTime = watch.elapsed()
 	return err
+}
+
+// start starts a command that the kernel kills when this process dies. What its Wait
+// returns comes through the channel.
+func start(cmd *exec.Cmd) (exited <-chan error, err error) {
+	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	started, ended := make(chan error), make(chan error, 1)
+	go func() {
+		// The kernel acts on the end of the thread that started the process, so this
+		// one must not be used, and ended, by others.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+		}
+	}()
+	return ended, <-started
 }
 
 // hint is the line of a console that says most about a guest's end, behind ": ".

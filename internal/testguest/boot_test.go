@@ -73,10 +73,11 @@ func TestManifestThroughVirtiofsd(t *testing.T) {
 
 	kinds(t, func(t *testing.T, c testguest.Config) {
 		socket := filepath.Join(t.TempDir(), "socket, with a comma")
-		wait, err := testguest.StartVirtiofsd(t.Context(), socket, share, "shared,fs")
+		stop, err := testguest.StartVirtiofsd(t.Context(), socket, share, "shared,fs")
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer stop()
 		c.FS = []testguest.FS{{Socket: socket, Tag: "shared,fs", MountAt: "/mnt/it's", Options: "ro"}}
 		c.Script = `rafs-guest manifest "/mnt/it's"; grep -c "/mnt/it's virtiofs ro" /proc/mounts >&2; exit 42`
 		start := time.Now()
@@ -98,9 +99,6 @@ func TestManifestThroughVirtiofsd(t *testing.T) {
 		}
 		if d := manifest.Compare(got, want, manifest.Options{}); !d.Equal() {
 			t.Errorf("the guest sees %d paths, the host %d:\n%s", len(got), len(want), d)
-		}
-		if err := wait(); err != nil {
-			t.Error(err)
 		}
 	})
 }
@@ -161,10 +159,11 @@ printf 'no newline at the end'`
 func TestMountFailure(t *testing.T) {
 	c := testguest.Need(t, testguest.Config{Kind: testguest.UML})
 	dir := t.TempDir()
-	wait, err := testguest.StartVirtiofsd(t.Context(), filepath.Join(dir, "s"), dir, "right")
+	stop, err := testguest.StartVirtiofsd(t.Context(), filepath.Join(dir, "s"), dir, "right")
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer stop()
 	c.FS = []testguest.FS{{Socket: filepath.Join(dir, "s"), Tag: "wrong", MountAt: "/mnt"}}
 	c.Script = "echo the script ran"
 	r, err := boot(t, t.Context(), c)
@@ -174,7 +173,6 @@ func TestMountFailure(t *testing.T) {
 	if strings.Contains(r.Output, "the script ran") {
 		t.Error("the script ran")
 	}
-	_ = wait() // the front-end leaves before a session began, which virtiofsd may complain about
 }
 
 func TestTimeout(t *testing.T) {
@@ -203,13 +201,22 @@ func (w cancelWriter) Write(p []byte) (int, error) {
 }
 
 func TestCancel(t *testing.T) {
-	kinds(t, func(t *testing.T, c testguest.Config) {
+	t.Run("in the script", func(t *testing.T) {
+		c := testguest.Need(t, testguest.Config{Kind: testguest.UML})
 		ctx, cancel := context.WithCancelCause(t.Context())
 		defer cancel(nil)
 		c.Output = cancelWriter{cancel}
 		c.Script = "echo one; echo two; sleep 1000"
 		if r, err := boot(t, ctx, c); !errors.Is(err, errEnough) {
 			t.Errorf("error %v, output %q", err, r.Output)
+		}
+	})
+	t.Run("while an emulated machine boots", func(t *testing.T) {
+		c := testguest.Need(t, testguest.Config{Kind: testguest.QEMU})
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errEnough)
+		defer cancel()
+		if _, err := boot(t, ctx, c); !errors.Is(err, errEnough) {
+			t.Errorf("error %v", err)
 		}
 	})
 }
@@ -293,9 +300,11 @@ func TestAllHypervisors(t *testing.T) {
 			}
 			c.Script = "echo seen"
 			if c.Kind == testguest.QEMU || c.UMLSuite == "sid" {
-				if _, err := testguest.StartVirtiofsd(t.Context(), filepath.Join(dir, "s"), dir, "fs"); err != nil {
+				stop, err := testguest.StartVirtiofsd(t.Context(), filepath.Join(dir, "s"), dir, "fs")
+				if err != nil {
 					t.Fatal(err)
 				}
+				defer stop()
 				c.FS = []testguest.FS{{Socket: filepath.Join(dir, "s"), Tag: "fs", MountAt: "/mnt"}}
 				c.Script = "cat /mnt/file"
 			}

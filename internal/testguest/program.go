@@ -24,7 +24,7 @@ type Command struct {
 }
 
 // Cmd is an exec.Cmd that runs the program with more arguments. It is killed, with
-// its children, when ctx ends, and when the thread that starts it ends.
+// its children, when ctx ends.
 func (c Command) Cmd(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := command(ctx, c.Argv[0], slices.Concat(c.Argv[1:], args)...)
 	cmd.Env = append(os.Environ(), c.Env...)
@@ -210,10 +210,10 @@ func (l libraries) closure(programs []string, dir string) error {
 	return nil
 }
 
-// StartVirtiofsd serves dir with Debian's virtiofsd on a vhost-user socket and
-// returns it when a front-end can connect. The program ends with its front-end,
-// and with ctx; wait returns when it has ended.
-func StartVirtiofsd(ctx context.Context, socket, dir, tag string, args ...string) (wait func() error, err error) {
+// StartVirtiofsd serves dir with Debian's virtiofsd on a vhost-user socket, to which
+// a front-end can connect when it returns. The program ends with its front-end, with
+// ctx, or by stop, which returns when it is gone and must be called.
+func StartVirtiofsd(ctx context.Context, socket, dir, tag string, args ...string) (stop func(), err error) {
 	program, err := Program(ctx, "virtiofsd", "")
 	if err != nil {
 		return nil, err
@@ -226,16 +226,13 @@ func StartVirtiofsd(ctx context.Context, socket, dir, tag string, args ...string
 	// The socket listens already when the program starts: nobody has to wait for it.
 	cmd := program.Cmd(ctx, append([]string{"--fd=3", "--shared-dir", dir, "--tag", tag, "--sandbox", "none"}, args...)...)
 	cmd.ExtraFiles = []*os.File{listener}
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
+	exited, err := start(cmd)
+	if err != nil {
 		return nil, err
 	}
-	return func() error {
-		if err := cmd.Wait(); err != nil {
-			return fmt.Errorf("virtiofsd: %w%s", err, lastLines(errs.String(), 3))
-		}
-		return nil
+	return func() {
+		_ = cmd.Cancel() // an error means that it has ended
+		<-exited
 	}, nil
 }
 

@@ -88,6 +88,6 @@ func startQEMU(c Config, program Command, k kernel, kvm bool, dir string, out, c
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), program.Env...)
 	cmd.Stdout, cmd.Stderr = out, console
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	return cmd
 }

@@ -96,7 +96,7 @@ func (k umlKernel) start(c Config, dir string, out, console *os.File) *exec.Cmd 
 	if k.namespaces {
 		cmd.SysProcAttr = inNamespaces()
 	}
-	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, unix.SIGKILL
+	cmd.SysProcAttr.Setpgid = true
 	return cmd
 }
 
