@@ -660,3 +660,18 @@ func TestDescribe(t *testing.T) {
 		}
 	}
 }
+
+// TestReadDirOfInventedCookies: a guest may seek to anywhere; in a sound directory
+// that is never an error.
+func TestReadDirOfInventedCookies(t *testing.T) {
+	for _, variant := range []string{"v5-dir-zstd-sha256-small", "v6-dir-zstd-blake3-small"} {
+		f, _ := served(t, variant, fs.Options{})
+		for shift := range 64 {
+			for _, cookie := range []uint64{1 << shift, 1<<shift - 1, 1<<shift | 1, ^uint64(0) << shift} {
+				if _, err := list(f, f.Root(), cookie, 4096, shift%2 == 0); err != nil {
+					t.Errorf("%s: cookie %#x: %v", variant, cookie, err)
+				}
+			}
+		}
+	}
+}
