@@ -188,6 +188,14 @@ func TestBatchForgetThatLies(t *testing.T) {
 	if refs := tree.Refs(); len(refs) != 0 {
 		t.Errorf("references %v, want none", refs)
 	}
+	// What stands behind the request's length is not of it.
+	request := fusetest.Request(fuseproto.OpBatchForget, 2, 0, uint64(2), uint64(nodeDir), uint64(1), uint64(nodeDir), uint64(1))
+	le.PutUint32(request, 40+8+16)
+	c.Lookup(1, "dir")
+	c.Send(fusetest.NewMessage(request, 0), 2)
+	if refs := tree.Refs(); len(refs) != 0 {
+		t.Errorf("references %v, want none", refs)
+	}
 	// A long one that is true.
 	body := []any{uint64(20_000)}
 	for range 20_000 {
@@ -240,6 +248,44 @@ func TestErrorBehindEntriesWaits(t *testing.T) {
 		if r.Errno != tt.want || len(list) != tt.n || c.Blocked != 0 {
 			t.Errorf("%s: %v, %d entries, left the queue %d times; want %v and %d", name, r.Errno, len(list), c.Blocked, tt.want, tt.n)
 		}
+	}
+}
+
+// Entries are looked up one by one, so a listing off the queue's goroutine holds
+// the guest's memory only when it has all of them; and one that is longer than it
+// may be goes on with the next request.
+func TestListingThatWaitsBetweenEntries(t *testing.T) {
+	m := fusetest.NewMessage(fusetest.Request(fuseproto.OpReadDirPlus, 2, 1, fusetest.ReadBody(0, 0, 1<<20)), 16+1<<20)
+	added := 0
+	c := fusetest.NewClient(t, serverOf(t, dirFS{list: func(op *fuseproto.Op, _ *fuseproto.ReadIn, w *fuseproto.DirWriter) error {
+		if !op.MayBlock() {
+			return fuseproto.ErrWouldBlock
+		}
+		e := fuseproto.Entry{Node: 7}
+		for w.AddPlus(fuseproto.DirEntry{Name: []byte("name"), Ino: 7, Off: 1, Type: fuseproto.DTReg}, &e) {
+			added++
+			if m.Attached != 0 {
+				t.Fatal("attached in the middle of a listing")
+			}
+		}
+		return nil
+	}}, fuseproto.Config{}))
+	c.Init()
+	r := c.Send(m, 2)
+	list := fusetest.DecodeDirents(t, r.Body, true)
+	if m.Attached != 1 || len(list) != added || added != 64<<10/160 {
+		t.Errorf("attached %d times, %d entries of %d added, want 1 and %d", m.Attached, len(list), added, 64<<10/160)
+	}
+}
+
+// Behind an entry that did not fit, none is written that would: the guest goes on
+// behind the last one it got.
+func TestFullStaysFull(t *testing.T) {
+	w := fuseproto.NewDirWriter(make([]byte, 100), false)
+	long := fuseproto.DirEntry{Name: make([]byte, 200), Off: 1}
+	short := fuseproto.DirEntry{Name: []byte("a"), Off: 2}
+	if w.Full() || w.Add(long) || !w.Full() || w.Add(short) || w.Len() != 0 {
+		t.Errorf("full %v, %d bytes; want full and nothing", w.Full(), w.Len())
 	}
 }
 

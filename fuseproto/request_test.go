@@ -280,10 +280,13 @@ func TestRoomTooSmallForTheReply(t *testing.T) {
 		}
 		fixed := want.Errno == 0 && len(want.Body) > 0 && o.op != fuseproto.OpRead && o.op != fuseproto.OpReadDir && o.op != fuseproto.OpReadDirPlus
 		for _, room := range []int{0, 1, 15, 16, 16 + len(want.Body) - 1} {
-			_, c := guest(t)
+			tree, c := guest(t)
 			m := o.message(2)
-			m.Set(m.Readable()[0], max(room, 0))
+			m.Set(m.Readable()[0], room)
 			r := c.Send(m, 2)
+			if n := tree.Calls(o.op); room < 16 && n != 0 {
+				t.Errorf("%v with room for %d bytes reached the file system", o.op, room)
+			}
 			switch {
 			case room < 16:
 				if !r.None {
@@ -339,6 +342,15 @@ func TestF21_Xattrs(t *testing.T) {
 		}
 		if r.Errno != tt.errno || !bytes.Equal(r.Body, want) {
 			t.Errorf("%s: %v %q, want %v %q", name, r.Errno, r.Body, tt.errno, want)
+		}
+	}
+}
+
+func TestXattrSizeWithoutRoomForIt(t *testing.T) {
+	_, c := guest(t)
+	for _, op := range []fuseproto.Opcode{fuseproto.OpGetXattr, fuseproto.OpListXattr} {
+		if r := c.Call(op, nodeFile, 7, uint64(0), "user.name"); r.Errno != syscall.EIO {
+			t.Errorf("%v of size 0 into 7 bytes: %v, want EIO", op, r.Errno)
 		}
 	}
 }

@@ -115,7 +115,6 @@ func (s *Server) ServeBlocking(ctx context.Context, op *Op, m Message) (written 
 	s.enterWaiting(op)
 	defer s.leaveWaiting(op)
 	op.msg, op.ctx, op.mayBlock = m, ctx, true
-	op.fixed, op.out.n = 0, 0
 	err = s.run(op)
 	if err != nil && errors.Is(err, ErrWouldBlock) {
 		err = fmt.Errorf("%v may block and does not", op.Opcode)
