@@ -48,7 +48,7 @@ func listen(fd int, f *os.File, path string) (net.Listener, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, err
 	}
-	if err := unix.Listen(fd, 128); err != nil {
+	if err := unix.Listen(fd, 1024); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	info, err := os.Lstat(path)
