@@ -123,8 +123,8 @@ func Open(o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close ends all flights, makes durable what was fetched, and closes the
-// backend. All Blobs must have been closed.
+// Close ends all flights and closes cache and backend. All Blobs must have been
+// closed. It does not wait for the disk, except for a sync that is under way.
 func (s *Store) Close() error {
 	s.cancel()
 	s.wg.Wait()

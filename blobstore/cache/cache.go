@@ -136,7 +136,8 @@ func Open(o Options) (_ *Cache, err error) {
 	return c, nil
 }
 
-// Close makes durable what is not yet, and gives up the folder. All views must
+// Close gives up the folder. It waits for a sync that is under way, and starts
+// none: chunks that are not durable yet stay ready in this boot. All views must
 // have been released.
 func (c *Cache) Close() error {
 	close(c.done)

@@ -32,7 +32,9 @@
 // mark carries the number of the boot in which it was made (the map's epoch, which
 // rises with the first opening in each boot, before any mark is made); after an
 // unclean end of the machine old ready marks therefore mean nothing, and only
-// durable chunks count. If fdatasync fails, the batch is absent again.
+// durable chunks count. If fdatasync fails, the batch is absent again. Chunks whose
+// process ended before it could make them durable are taken over by whoever
+// attaches to the entry next.
 //
 // # Concurrency
 //

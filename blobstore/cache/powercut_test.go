@@ -171,15 +171,46 @@ func TestReadyMarksOfAnotherBootDoNotCount(t *testing.T) {
 	dead := t.TempDir()
 	copyEntry(t, dir, dead, "blob")
 	done(t, c, v)
-	c = open(t, dead, func(o *cache.Options) { o.BootID = boot2 })
+	c = open(t, dead, func(o *cache.Options) { o.BootID, o.SyncDelay = boot2, time.Millisecond })
 	v = attach(t, c, "blob", tab)
 	wantReady(t, v, tab) // nothing had been made durable
 	store(t, v, tab, 5)
 	wantReady(t, v, tab, 5)
-	done(t, c, v) // which makes 5 durable
+	waitDurable(t, c, 1)
+	done(t, c, v)
 	c = open(t, dead, func(o *cache.Options) { o.BootID = boot1 })
 	v = attach(t, c, "blob", tab)
 	wantReady(t, v, tab, 5)
+	done(t, c, v)
+}
+
+// waitDurable waits until a cache has made n chunks durable.
+func waitDurable(t *testing.T, c *cache.Cache, n uint64) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); c.Stats().Durable < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d chunks are durable, want %d", c.Stats().Durable, n)
+		}
+	}
+}
+
+func TestChunksOfAProcessThatEndedBecomeDurableLater(t *testing.T) {
+	dir, tab := t.TempDir(), makeTable(6, 4096)
+	c := open(t, dir, nil) // its syncer sleeps for an hour
+	v := attach(t, c, "blob", tab)
+	store(t, v, tab, 1, 4)
+	done(t, c, v)
+	if n := c.Stats().Durable; n != 0 {
+		t.Errorf("Close made %d chunks durable", n)
+	}
+	c = open(t, dir, func(o *cache.Options) { o.SyncDelay = time.Millisecond })
+	v = attach(t, c, "blob", tab)
+	wantReady(t, v, tab, 1, 4)
+	waitDurable(t, c, 2)
+	done(t, c, v)
+	c = open(t, dir, func(o *cache.Options) { o.BootID = boot2 })
+	v = attach(t, c, "blob", tab)
+	wantReady(t, v, tab, 1, 4)
 	done(t, c, v)
 }
 

@@ -27,14 +27,15 @@ func (v *View) toSync(i uint32) {
 	}
 }
 
-// syncer makes chunks durable in batches until Close.
+// syncer makes chunks durable in batches until Close. What is pending then stays
+// ready: a daemon that is told to end must not wait for a slow disk, and whoever
+// opens the entry next hands these chunks to a syncer again.
 func (c *Cache) syncer() {
 	defer close(c.synced)
+	defer c.each((*View).giveUp)
 	for {
 		select {
 		case <-c.done:
-			for c.syncAll() {
-			}
 			return
 		case <-c.kick:
 		}
@@ -43,25 +44,32 @@ func (c *Cache) syncer() {
 		case <-t.C:
 		case <-c.done:
 			t.Stop()
+			return
 		}
-		c.syncAll()
+		c.each((*View).sync)
 	}
 }
 
-// syncAll makes durable whatever is ready now, and reports whether there was
-// anything.
-func (c *Cache) syncAll() bool {
+// each does something with every view that has chunks pending, and gives back
+// the reference that it had for that.
+func (c *Cache) each(do func(*View)) {
 	c.mu.Lock()
 	views := c.dirty
 	c.dirty = map[*View]struct{}{}
 	c.mu.Unlock()
 	for v := range views {
-		v.sync()
+		do(v)
 		if err := v.Release(); err != nil {
 			c.o.Log.Warn("cache: close", "entry", v.Entry(), "err", err)
 		}
 	}
-	return len(views) > 0
+}
+
+// giveUp forgets what is pending.
+func (v *View) giveUp() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.pending = nil
 }
 
 // sync makes the chunks durable that are pending now: first the data, then the
