@@ -53,7 +53,7 @@ func TestProgram(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, want := range []string{
-		`(?m)^  connect time  .* s +[\d.]+ m?s$`,
+		`(?m)^  connect time +[\d.]+ m?s +[\d.]+ m?s$`,
 		`(?m)^  files read +10 +1,\d{3}$`,
 		`(?m)^  bytes of the image +2\d\.\d MiB`,
 		`(?m)^  bytes fetched so far +[345]\.\d MiB +2\d\.\d MiB$`,

@@ -20,9 +20,9 @@ import (
 
 const (
 	// startWithin is how long the daemon may take until its socket is there.
-	startWithin = 10 * time.Second
+	startWithin = 30 * time.Second
 	// stopWithin is how long it may take from SIGTERM to its end.
-	stopWithin = 5 * time.Second
+	stopWithin = 10 * time.Second
 )
 
 // daemon is a running rafsd.

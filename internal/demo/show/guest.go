@@ -51,7 +51,7 @@ func (g *guest) prepare(ctx context.Context) error {
 	if g.config, err = testguest.Prepare(ctx, c); err == nil {
 		return nil
 	}
-	installed, installErr := installNeeds(ctx, g.log, g.say)
+	installed, installErr := installNeeds(ctx, hostNeeds, g.log, g.say)
 	switch {
 	case installErr != nil:
 		return &missingError{installErr}

@@ -17,15 +17,15 @@ type need struct {
 	why  string
 }
 
-// needs of a host: everything else comes with Debian or is fetched without being
+// hostNeeds are those of this host: everything else comes with Debian or is fetched without being
 // installed. Ubuntu lacks the keys.
-var needs = []need{
+var hostNeeds = []need{
 	{"/usr/bin/dpkg-deb", "dpkg", "to unpack packages"},
 	{"/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring", "to check packages of Debian"},
 }
 
 // installNeeds installs what is missing, if anything is, or says why it cannot.
-func installNeeds(ctx context.Context, log io.Writer, say func(what, format string, a ...any)) (installed bool, err error) {
+func installNeeds(ctx context.Context, needs []need, log io.Writer, say func(what, format string, a ...any)) (installed bool, err error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return false, errors.New("guests are made from Debian's packages, and there is no apt-get here")
 	}

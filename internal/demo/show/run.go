@@ -177,6 +177,9 @@ func visitTwice(ctx context.Context, o Options, s *sample, m machine, dir string
 		return r, fmt.Errorf("%w:\n%s", ErrWrong, v.differences)
 	}
 	say("", "It read every file: %s checksums and all attributes of %s names are right.", grouped(int64(s.files)), grouped(int64(len(s.truth))))
+	if r.All.Fetched < s.blob {
+		say("", "What rafsd did not fetch is the blob's own table of chunks: the bootstrap has it too.")
+	}
 	return r, nil
 }
 

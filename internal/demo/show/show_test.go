@@ -104,7 +104,7 @@ func TestDemo(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			emptyTemp(t)
 			var out bytes.Buffer
-			r, err := run(t.Context(), options(&out, kind), small)
+			r, err := run(t.Context(), options(&out, kind), shared)
 			if err != nil {
 				t.Fatalf("%v; printed:\n%s", err, &out)
 			}
@@ -321,14 +321,46 @@ func TestParseStart(t *testing.T) {
 	}
 }
 
-func TestMissing(t *testing.T) {
-	there := filepath.Join(t.TempDir(), "there")
-	if err := os.WriteFile(there, nil, 0o600); err != nil {
+// TestInstall is about an apt-get of the test's own, whose package lists are not
+// there before its update.
+func TestInstall(t *testing.T) {
+	dir := t.TempDir()
+	there, absent := filepath.Join(dir, "there"), filepath.Join(dir, "absent")
+	const apt = `#!/bin/sh
+cd "$(dirname "$0")"
+echo "$@" >>calls
+case "$2" in
+update) : >lists ;;
+install) test -e lists && : >absent || { echo "E: no lists" >&2; exit 100; } ;;
+esac
+`
+	if err := errors.Join(os.WriteFile(there, nil, 0o600), os.WriteFile(filepath.Join(dir, "apt-get"), []byte(apt), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	packages, why := missing([]need{{there, "a", "for a"}, {there + "-not", "b", "for b"}})
-	if !slices.Equal(packages, []string{"b"}) || !slices.Equal(why, []string{"for b"}) {
-		t.Errorf("missing %v %v, want b alone", packages, why)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	needs := []need{{there, "a", "for a"}, {absent, "b", "for b"}}
+	var out bytes.Buffer
+	installed, err := installNeeds(t.Context(), needs, nil, sayTo(&out))
+	if os.Geteuid() != 0 {
+		if installed || err == nil || !strings.Contains(err.Error(), "apt-get install b") {
+			t.Errorf("without root: %v, %v", installed, err)
+		}
+		return
+	}
+	if want := "install   apt-get install b (for b)\n"; !installed || err != nil || out.String() != want {
+		t.Errorf("installed %v, %v, printed %q; want %q", installed, err, &out, want)
+	}
+	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
+	const install = "-q install --yes --no-install-recommends b\n"
+	if want := install + "-q update\n" + install; err != nil || string(calls) != want {
+		t.Errorf("calls %q, %v, want %q", calls, err, want)
+	}
+	if installed, err := installNeeds(t.Context(), needs, nil, sayTo(&out)); installed || err != nil {
+		t.Errorf("with all there: %v, %v", installed, err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if _, err := installNeeds(t.Context(), needs, nil, sayTo(&out)); err == nil || !strings.Contains(err.Error(), "no apt-get") {
+		t.Errorf("without apt-get: %v", err)
 	}
 }
 
