@@ -159,6 +159,17 @@ type Blob struct {
 	Digester         uint8
 	CompressedSize   uint64 // upper bound of chunk data in the blob; 0 = unknown
 	UncompressedSize uint64 // 0 = unknown
+	ChunkInfo        ChunkInfo
+}
+
+// ChunkInfo says where a v6 blob keeps what it says of its own chunks. Images are
+// read without it; it is there to be compared. It is all zero for v5, and for
+// blobs that have none.
+type ChunkInfo struct {
+	Offset     uint64 // in the blob
+	StoredSize uint64 // a header of 4096 bytes follows
+	Size       uint64 // uncompressed; never below StoredSize
+	Compressor uint8
 }
 
 // Fault is one thing that is wrong with a bootstrap.

@@ -47,7 +47,8 @@ func newCheck() *cobra.Command {
 		Short: "Verify every structure of the image, and its data",
 		Long: `Verify every structure of the bootstrap: tables, inodes, directories, names,
 extended attributes, chunk lists. With --data also read every chunk of every blob and
-compare it with its digest. Each fault is a line: structure, offset, what is wrong.
+compare it with its digest, and compare the chunk information that a v6 blob has of its
+own with the bootstrap. Each fault is a line: structure, offset, what is wrong.
 The exit code is 0 only for an image without faults.`,
 		Example: `  rafs check -B image.boot
   rafs check -B image.boot -D blobs --data --json`,

@@ -23,8 +23,10 @@ const (
 	window = 8 << 20
 	// maxSkip is the gap that is cheaper to read over than to ask anew for.
 	maxSkip = 256 << 10
-	// maxTries of one chunk: a source may hand over bad bytes once.
+	// maxTries of one chunk, or of one blob's chunk information: a source may hand over bad bytes once.
 	maxTries = 3
+	// opFetch is the step of a blobstore.ChunkError that is the source's.
+	opFetch = "fetch"
 )
 
 // BlobChunks reads chunks from their blobs, decodes and verifies them. It needs
@@ -69,16 +71,28 @@ func (c *BlobChunks) Chunk(ctx context.Context, blob int, index uint32) ([]byte,
 	}
 	c.lastBlob = -1
 	b := &c.img.Blobs()[blob]
-	for try := 1; ; try++ {
+	err := c.retry(ctx, func() error {
 		err := c.read(ctx, blob, b, &k)
-		if err == nil {
-			c.lastBlob, c.lastIndex = blob, index
-			return c.data, nil
+		if err != nil {
+			c.streams[blob].close()
+			c.streams[blob] = nil
 		}
-		c.streams[blob].close()
-		c.streams[blob] = nil
-		if try == maxTries || ctx.Err() != nil {
-			return nil, err
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.lastBlob, c.lastIndex = blob, index
+	return c.data, nil
+}
+
+// retry calls f until it succeeds, at most maxTries times, and returns its last
+// error.
+func (c *BlobChunks) retry(ctx context.Context, f func() error) error {
+	for try := 1; ; try++ {
+		err := f()
+		if err == nil || try == maxTries || ctx.Err() != nil {
+			return err
 		}
 		select {
 		case <-time.After(c.retryWait << try):
@@ -96,7 +110,7 @@ func (c *BlobChunks) read(ctx context.Context, blob int, b *rafs.Blob, k *rafs.C
 	}
 	c.stored = grow(c.stored, k.CompressedSize)
 	if err := c.streams[blob].readAt(ctx, c.stored, int64(k.CompressedOffset)); err != nil {
-		return fault("fetch", err)
+		return fault(opFetch, err)
 	}
 	c.data = grow(c.data, k.UncompressedSize)
 	if op, err := decodeChunk(b, k, c.data, c.stored); err != nil {

@@ -5,6 +5,7 @@
 //	rafs.Image ──Walk──▶ Tar, Manifest ──▶ w
 //	                        │
 //	blobs ──verified──▶ Content (bytes of regular files)
+//	  └────────────────▶ VerifyData (chunks, and the blob's own word on them)
 //
 // Everything here reads one image in one goroutine; the Content may fetch ahead.
 // The image is untrusted: a damaged entry ends the export with an error that

@@ -6,32 +6,57 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/rafs"
 )
 
 // VerifyData reads every chunk that the image names, of every blob in stored
-// order, and compares it with its digest. Each bad chunk is handed to report,
-// which may end the work by returning false. progress is told of compressed
-// bytes that were read.
+// order, and compares it with its digest; then it compares what the image says
+// of the blob's chunks with what the blob itself says, if it does. Each fault is
+// handed to report, which may end the work by returning false. progress is told
+// of compressed bytes of chunks that were read.
+//
+// A blob of which a chunk could not be fetched is not asked for more.
 func VerifyData(ctx context.Context, img rafs.Image, chunks *BlobChunks, report func(error) bool, progress func(n int64)) error {
 	for blob := range img.Blobs() {
 		order, err := storedOrder(img, blob)
 		if err != nil {
 			return err
 		}
+		fetched := true
 		for _, x := range order {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if _, err := chunks.Chunk(ctx, blob, x.index); err != nil && !report(err) {
-				return nil
+			if _, err := chunks.Chunk(ctx, blob, x.index); err != nil {
+				fetched = fetched && !isFetch(err)
+				if !report(err) {
+					return nil
+				}
 			}
 			if progress != nil {
 				progress(int64(x.size))
 			}
 		}
+		if !fetched {
+			continue
+		}
+		for _, err := range chunks.chunkInfoFaults(ctx, blob, order) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if !report(err) {
+				return nil
+			}
+		}
 	}
 	return ctx.Err()
+}
+
+// isFetch tells whether an error of Chunk is that of the source.
+func isFetch(err error) bool {
+	var e *blobstore.ChunkError
+	return errors.As(err, &e) && e.Op == opFetch
 }
 
 type storedChunk struct {
@@ -62,7 +87,7 @@ func storedOrder(img rafs.Image, blob int) ([]storedChunk, error) {
 	return order, nil
 }
 
-// DataSize is the number of compressed bytes that VerifyData will read.
+// DataSize is the number of compressed bytes of chunks that VerifyData will read.
 func DataSize(img rafs.Image) (total int64, err error) {
 	for blob := range img.Blobs() {
 		order, err := storedOrder(img, blob)

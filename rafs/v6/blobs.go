@@ -135,6 +135,11 @@ func (im *Image) readBlob(i int) error {
 		Compressor: uint8(compressor), Digester: uint8(digester),
 		CompressedSize: data, UncompressedSize: uncompressed,
 	}
+	if ciStored != 0 && ciSize != 0 {
+		im.blobs[i].ChunkInfo = rafs.ChunkInfo{
+			Offset: ciOffset, StoredSize: ciStored, Size: ciSize, Compressor: uint8(le.Uint32(e[108:])),
+		}
+	}
 	return nil
 }
 
