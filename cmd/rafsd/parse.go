@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/rafsd/rafsd/shim-integration/config"
+	"github.com/rafsd/rafsd/internal/nearest"
 )
 
 // usageError is a mistake in the command line: exit code 2.
@@ -124,7 +124,7 @@ func unknownOption(options []option, name string) error {
 			names = append(names, "--"+o.long)
 		}
 	}
-	if near := config.Nearest(name, names); near != "" && strings.HasPrefix(name, "--") {
+	if near := nearest.Word(name, names); near != "" && strings.HasPrefix(name, "--") {
 		return usagef("unexpected argument %.80q, did you mean %s?", name, near)
 	}
 	return usagef("unexpected argument %.80q", name)

@@ -91,15 +91,3 @@ func TestLoadSettings(t *testing.T) {
 		t.Errorf("error %v, want one that names file and key", err)
 	}
 }
-
-func TestNearest(t *testing.T) {
-	right := []string{"--sock", "--apisock", "--bootstrap", "--config"}
-	for word, want := range map[string]string{
-		"--api-sock": "--apisock", "--socket": "--sock", "--botstrap": "--bootstrap", "--conf": "--config",
-		"--zzzzzzzzzzzzzzzzzzzz": "", strings.Repeat("x", 1000): "",
-	} {
-		if got := config.Nearest(word, right); got != want {
-			t.Errorf("Nearest(%.20q) = %q, want %q", word, got, want)
-		}
-	}
-}
