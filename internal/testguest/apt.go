@@ -153,6 +153,8 @@ func (apt *aptState) configure(mirror string) error {
 Dir::State %[1]q;
 Dir::State::status %[2]q;
 Dir::Cache %[3]q;
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
 Dir::Etc::SourceList %[4]q;
 Dir::Etc::SourceParts "/dev/null";
 Dir::Etc::Preferences "/dev/null";
@@ -191,27 +193,29 @@ func (apt *aptState) download(ctx context.Context, dir string, packages []string
 	return filepath.Glob(filepath.Join(dir, "*.deb"))
 }
 
-// downloadClosure moves the files out of apt's own folder when they are whole.
+// downloadClosure moves the files out of apt's own folder when they are whole. That
+// folder is empty before, so that afterwards it holds the closure and nothing else.
 func (apt *aptState) downloadClosure(ctx context.Context, dir string, packages []string) ([]string, error) {
-	args := append([]string{"--yes", "--download-only", "install"}, packages...)
-	list, err := apt.run(ctx, "", append([]string{"--print-uris"}, args...)...)
+	pattern := filepath.Join(apt.dir, "cache/archives/*.deb")
+	old, err := filepath.Glob(pattern)
+	if err == nil {
+		err = removeAll(old)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if _, err := apt.run(ctx, "", args...); err != nil {
+	if _, err := apt.run(ctx, "", append([]string{"--yes", "--download-only", "install"}, packages...)...); err != nil {
 		return nil, err
 	}
-	var files []string
-	for line := range strings.Lines(list) { // 'URI' FILE SIZE HASH
-		f := strings.Fields(line)
-		if len(f) < 3 || !strings.HasPrefix(f[0], "'") {
-			continue
-		}
-		file := filepath.Join(dir, filepath.Base(f[1]))
-		if err := os.Rename(filepath.Join(apt.dir, "cache/archives", filepath.Base(f[1])), file); err != nil {
+	files, err := filepath.Glob(pattern)
+	if err != nil {
+		return nil, err
+	}
+	for i, from := range files {
+		files[i] = filepath.Join(dir, filepath.Base(from))
+		if err := os.Rename(from, files[i]); err != nil {
 			return nil, err
 		}
-		files = append(files, file)
 	}
 	return files, nil
 }

@@ -3,7 +3,6 @@ package testguest
 import (
 	"archive/tar"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,11 +34,25 @@ func fetchKernel(ctx context.Context, s suite) (kernel, error) {
 		if err != nil {
 			return err
 		}
-		image, err := fileIn(ctx, debs, func(name string) bool {
-			return strings.HasPrefix(path.Base(name), "vmlinuz") && (path.Dir(name) == "boot" || strings.HasPrefix(name, "usr/lib/modules/"))
-		})
-		if err != nil {
-			return err
+		var image []byte
+		modules := newPackedModules("usr/lib/modules/")
+		isImage := func(name string) bool {
+			return strings.HasPrefix(path.Base(name), "vmlinuz") && (path.Dir(name) == "boot" || strings.HasPrefix(name, modules.below))
+		}
+		for _, deb := range debs {
+			err := packageFiles(ctx, deb, func(name string) bool { return isImage(name) || modules.wants(name) }, func(name string, h *tar.Header, r io.Reader) (err error) {
+				switch {
+				case h.Typeflag != tar.TypeReg:
+				case isImage(name):
+					image, err = io.ReadAll(r)
+				default:
+					err = modules.add(name, r)
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
 		}
 		vmlinux, err := extractVmlinux(ctx, image, bb)
 		if err != nil {
@@ -48,7 +61,7 @@ func fetchKernel(ctx context.Context, s suite) (kernel, error) {
 		if err := os.WriteFile(filepath.Join(dir, "vmlinux"), vmlinux, 0o644); err != nil {
 			return err
 		}
-		if err := keepModules(ctx, debs, "usr/lib/modules/", filepath.Join(dir, "modules"), bb); err != nil {
+		if err := modules.keep(ctx, filepath.Join(dir, "modules"), bb); err != nil {
 			return err
 		}
 		return removeAll(debs)
@@ -83,24 +96,4 @@ func (s suite) fetchKernelPackages(ctx context.Context, dir string) (debs []stri
 		}
 	}
 	return debs, err
-}
-
-// fileIn returns the content of the one file that is wanted from a few packages.
-func fileIn(ctx context.Context, debs []string, want func(name string) bool) ([]byte, error) {
-	var content []byte
-	for _, deb := range debs {
-		err := packageFiles(ctx, deb, want, func(name string, h *tar.Header, r io.Reader) (err error) {
-			if h.Typeflag == tar.TypeReg && content == nil {
-				content, err = io.ReadAll(r)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if content == nil {
-		return nil, errors.New("the wanted file is not in " + strings.Join(debs, " "))
-	}
-	return content, nil
 }

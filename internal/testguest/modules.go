@@ -1,7 +1,6 @@
 package testguest
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"debug/elf"
@@ -32,41 +31,61 @@ type moduleSet struct {
 	depends map[string][]string
 }
 
-// keepModules takes the wanted modules out of a kernel's packages. below is the
-// folder that they are in there.
-func keepModules(ctx context.Context, debs []string, below, dir string, bb busybox) error {
-	packed := map[string][]byte{} // by module name
-	suffix := map[string]string{}
-	for _, deb := range debs {
-		isModule := func(name string) bool {
-			return strings.HasPrefix(name, below) && strings.Contains(path.Base(name), ".ko")
-		}
-		err := packageFiles(ctx, deb, isModule, func(name string, _ *tar.Header, content io.Reader) error {
-			mod, ext, _ := strings.Cut(path.Base(name), ".")
-			mod = moduleName(mod)
-			b, err := io.ReadAll(content)
-			packed[mod], suffix[mod] = b, ext
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	if len(packed) == 0 {
-		return fmt.Errorf("no modules below %s", below)
+// moduleDirs are the parts of a kernel's module folder that hold what is wanted and
+// what it depends on: a whole kernel is some hundred megabytes.
+var moduleDirs = []string{
+	"arch", "crypto", "lib", "drivers/block", "drivers/char", "drivers/virtio", "net/vmw_vsock",
+	"fs/cachefiles", "fs/erofs", "fs/fuse", "fs/netfs", "fs/overlayfs",
+}
+
+// packedModules collects the modules of a kernel as they are in its packages.
+type packedModules struct {
+	below  string                  // where the module folder is
+	byName map[string]packedModule // by module name
+}
+
+type packedModule struct {
+	suffix  string // .ko, and how it is compressed
+	content []byte
+}
+
+func newPackedModules(below string) *packedModules {
+	return &packedModules{below, map[string]packedModule{}}
+}
+
+// wants says which files of a package to add: BELOW/RELEASE/kernel/DIR/….
+func (p *packedModules) wants(name string) bool {
+	rest, ok := strings.CutPrefix(name, p.below)
+	_, rest, _ = strings.Cut(rest, "/kernel/")
+	return ok && strings.Contains(path.Base(name), ".ko") &&
+		slices.ContainsFunc(moduleDirs, func(d string) bool { return strings.HasPrefix(rest, d+"/") })
+}
+
+func (p *packedModules) add(name string, content io.Reader) error {
+	b, err := io.ReadAll(content)
+	mod, suffix, _ := strings.Cut(path.Base(name), ".")
+	p.byName[moduleName(mod)] = packedModule{suffix, b}
+	return err
+}
+
+// keep writes the wanted modules, and what they depend on, to a new folder.
+func (p *packedModules) keep(ctx context.Context, dir string, bb busybox) error {
+	if len(p.byName) == 0 {
+		return fmt.Errorf("no modules below %s", p.below)
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	seen := map[string]bool{}
-	var keep func(name string) error
-	keep = func(name string) error {
-		b, ok := packed[name]
-		if seen[name] || !ok {
-			return nil
+	todo := slices.Concat(baseModules, extraModules)
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		m, ok := p.byName[name]
+		if !ok {
+			continue
 		}
-		seen[name] = true
-		b, err := unpackModule(ctx, b, suffix[name], bb)
+		delete(p.byName, name)
+		b, err := unpackModule(ctx, m.content, m.suffix, bb)
 		if err != nil {
 			return fmt.Errorf("module %s: %w", name, err)
 		}
@@ -77,17 +96,7 @@ func keepModules(ctx context.Context, debs []string, below, dir string, bb busyb
 		if err != nil {
 			return fmt.Errorf("module %s: %w", name, err)
 		}
-		for _, d := range deps {
-			if err := keep(d); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for _, name := range slices.Concat(baseModules, extraModules) {
-		if err := keep(name); err != nil {
-			return err
-		}
+		todo = append(todo, deps...)
 	}
 	return nil
 }
@@ -145,7 +154,7 @@ func moduleDepends(ko []byte) ([]string, error) {
 	return deps, nil
 }
 
-// openModules reads back what keepModules has written.
+// openModules reads back what packedModules.keep has written.
 func openModules(dir string) (moduleSet, error) {
 	set := moduleSet{dir, map[string][]string{}}
 	files, err := filepath.Glob(filepath.Join(dir, "*.ko"))

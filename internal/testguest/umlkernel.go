@@ -1,10 +1,11 @@
 package testguest
 
 import (
+	"archive/tar"
 	"context"
 	"debug/elf"
 	"fmt"
-	"os"
+	"io"
 	"path"
 	"path/filepath"
 	"slices"
@@ -39,20 +40,26 @@ func fetchUML(ctx context.Context, s suite) (umlKernel, error) {
 		if err != nil {
 			return err
 		}
-		for file, want := range map[string]func(string) bool{
-			"linux":     func(n string) bool { return n == "usr/bin/linux.uml" },
-			"ld.so":     func(n string) bool { return path.Base(n) == "ld-linux-x86-64.so.2" },
-			"libc.so.6": func(n string) bool { return path.Base(n) == "libc.so.6" },
-		} {
-			b, err := fileIn(ctx, debs, want)
+		programs := map[string]string{ // by the last part of the name in the package
+			"linux.uml": "linux", loaderName: "ld.so", "libc.so.6": "libc.so.6",
+		}
+		modules := newPackedModules("usr/lib/uml/modules/")
+		for _, deb := range debs {
+			want := func(name string) bool { return programs[path.Base(name)] != "" || modules.wants(name) }
+			err := packageFiles(ctx, deb, want, func(name string, h *tar.Header, r io.Reader) error {
+				switch file := programs[path.Base(name)]; {
+				case h.Typeflag != tar.TypeReg:
+					return nil
+				case file != "":
+					return writeFile(filepath.Join(dir, file), 0o755, r)
+				}
+				return modules.add(name, r)
+			})
 			if err != nil {
-				return fmt.Errorf("%s: %w", file, err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, file), b, 0o755); err != nil {
 				return err
 			}
 		}
-		if err := keepModules(ctx, debs, "usr/lib/uml/modules/", filepath.Join(dir, "modules"), bb); err != nil {
+		if err := modules.keep(ctx, filepath.Join(dir, "modules"), bb); err != nil {
 			return err
 		}
 		return removeAll(debs)
