@@ -929,3 +929,29 @@ func TestIndexesThatDoNotFit(t *testing.T) {
 		t.Errorf("READDIRPLUS: %+v, want an entry without a node", list)
 	}
 }
+
+// oneByOne lists one entry a request.
+type oneByOne struct{ *fusetest.Tree }
+
+func (o oneByOne) ReadDir(op *fuseproto.Op, index uint64, in *fuseproto.ReadIn, out *fuseproto.DirWriter) error {
+	buf := make([]byte, 32) // room for one short name
+	one := fuseproto.NewDirWriter(buf, false)
+	if err := o.Tree.ReadDir(op, index, in, one); err != nil || one.Len() == 0 {
+		return err
+	}
+	n := le.Uint32(buf[16:])
+	out.Add(fuseproto.DirEntry{Name: buf[24 : 24+n], Ino: le.Uint64(buf), Off: le.Uint64(buf[8:]), Type: buf[20]})
+	return nil
+}
+
+// What is laid over a root follows its last entry, even if the file system gives
+// less than there is room for.
+func TestOverlayFollowsTheLastEntry(t *testing.T) {
+	v, c := guest(t, fuseproto.Config{})
+	mount(t, v, "/", oneByOne{image("x")})
+	mount(t, v, "/run/a", image("a"))
+	mount(t, v, "/var", image("b"))
+	if got := names(c.List(1, 4096, false)); got != ". .. etc bin run var" {
+		t.Errorf("root: %q", got)
+	}
+}

@@ -1,0 +1,50 @@
+package vfs
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+func TestGateLetsNobodyInOnceShut(t *testing.T) {
+	var g gate
+	g.init()
+	if !g.enter(3) {
+		t.Fatal("open gate refuses")
+	}
+	g.leave(3)
+	g.shut()
+	for shard := range uint32(2 * gateShards) {
+		if g.enter(shard) {
+			t.Errorf("shut gate lets shard %d in", shard)
+		}
+	}
+	g.shut() // nobody is in: it returns
+}
+
+// Whoever is let in is gone before shut returns.
+func TestGateWaitsForAll(t *testing.T) {
+	for range 200 {
+		var g gate
+		g.init()
+		var inside atomic.Int64
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for shard := range uint32(gateShards) {
+			wg.Go(func() {
+				<-begin
+				for g.enter(shard) {
+					inside.Add(1)
+					inside.Add(-1)
+					g.leave(shard)
+				}
+			})
+		}
+		close(begin)
+		g.shut()
+		if n := inside.Load(); n != 0 {
+			t.Fatalf("%d inside a shut gate", n)
+		}
+		wg.Wait()
+	}
+}
