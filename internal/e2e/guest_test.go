@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/corpus"
 	"github.com/rafsd/rafsd/internal/manifest"
@@ -46,6 +47,7 @@ func TestMatrix(t *testing.T) {
 // the manifest of each as the guest prints it.
 func corpusInGuest(t *testing.T, c testguest.Config, variants []corpus.Variant) {
 	c = prepare(t, c)
+	c.Timeout = 8 * time.Minute // a guest without KVM on a busy machine is slow
 	args := []string{}
 	if c.Kind == testguest.UML {
 		args = append(args, "--tag", tag) // its driver reads the tag from the device
