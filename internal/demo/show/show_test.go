@@ -192,7 +192,7 @@ func shortDir(t *testing.T) string {
 func TestDaemonFails(t *testing.T) {
 	for _, c := range []struct{ name, script, want string }{
 		{"at once", "echo no luck >&2; exit 3", "rafsd ended too early (exit status 3); it said:\n  no luck"},
-		{"when it should serve", `: >"$3"; sleep 0.1; exit 0`, "connection refused"},
+		{"to listen", `: >"$3"; exec sleep 60`, "connection refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			emptyTemp(t)
