@@ -12,6 +12,7 @@ import (
 
 	"github.com/rafsd/rafsd/guest"
 	"github.com/rafsd/rafsd/internal/manifest"
+	"github.com/rafsd/rafsd/internal/nearest"
 	"github.com/rafsd/rafsd/internal/version"
 )
 
@@ -163,35 +164,8 @@ func runManifest(flags map[string]bool, operands []string, stdout, stderr io.Wri
 
 // didYouMean suggests the nearest of the right names, if one is near.
 func didYouMean(word string, names []string) string {
-	best, nearest := "", len(word)/2+2
-	for _, n := range names {
-		if d := editDistance(word, n); d < nearest {
-			best, nearest = n, d
-		}
+	if near := nearest.Word(word, names); near != "" {
+		return fmt.Sprintf(", did you mean %s?", near)
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean %s?", best)
-}
-
-// editDistance counts the bytes to insert, delete or replace to make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			d := diagonal
-			if a[i] != b[j] {
-				d++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(d, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
+	return ""
 }
