@@ -17,6 +17,9 @@ import (
 	"github.com/rafsd/rafsd/internal/testregistry"
 )
 
+// shippedDir is the folder of what shipped built; TestMain removes it.
+var shippedDir string
+
 // shipped returns the path of rafsd as it is shipped: without race detector,
 // which multiplies memory and time.
 var shipped = sync.OnceValues(func() (string, error) {
@@ -24,6 +27,7 @@ var shipped = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	shippedDir = dir
 	path := filepath.Join(dir, "rafsd")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

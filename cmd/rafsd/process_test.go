@@ -34,7 +34,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asRafsd) == "1" {
 		os.Exit(run(os.Args, os.Stdout, os.Stderr))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if shippedDir != "" {
+		os.RemoveAll(shippedDir)
+	}
+	os.Exit(code)
 }
 
 // patience bounds every wait of these tests; nothing ever takes as long.
