@@ -23,7 +23,7 @@ build: ## build rafsd, rafs and rafs-guest into bin/ (static)
 
 .PHONY: demo
 demo: build ## boot a real guest that reads an image lazily through rafsd
-	$(GO) run ./internal/demo -rafsd $(BIN)/rafsd
+	$(GO) run ./internal/demo -rafsd $(BIN)/rafsd $(DEMO_FLAGS)
 
 .PHONY: test
 test: ## all tests with the race detector (guests are booted where they can be)
