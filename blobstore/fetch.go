@@ -47,8 +47,12 @@ func (b *Blob) fetch(ctx context.Context, first, last uint32) error {
 			err = l.err
 		case <-ctx.Done():
 			b.group.mu.Lock()
-			err = gaveUp(ctx, time.Since(began), l.last)
+			last := l.last
 			b.group.mu.Unlock()
+			if last == nil {
+				last = b.s.paused()
+			}
+			err = gaveUp(ctx, time.Since(began), last)
 			err = b.chunkError("fetch", &l.chunk, err)
 		}
 		if err != nil {

@@ -80,7 +80,7 @@ func (f *flight) run() {
 		if err != nil {
 			s.warn(err)
 		}
-		if f.sleep(tries, after) != nil {
+		if f.sleep(tries, after, err) != nil {
 			f.fail(context.Cause(f.ctx))
 			return
 		}
@@ -120,12 +120,12 @@ func (f *flight) fail(err error) {
 }
 
 // sleep waits before try n+1: with exponential back-off and jitter, and at least
-// as long as the other side asked for.
-func (f *flight) sleep(n int, after time.Duration) error {
+// as long as the other side asked for with the answer why.
+func (f *flight) sleep(n int, after time.Duration, why error) error {
 	d := min(minBackoff<<min(n-1, 10), maxBackoff)
 	d = d/2 + rand.N(d/2+1)
 	if after > 0 {
-		f.b.s.pause(min(after, maxPause))
+		f.b.s.pause(min(after, maxPause), why)
 	}
 	return wait(f.ctx, d)
 }

@@ -131,6 +131,12 @@ func TestRetryAfterHoldsEveryFlightBack(t *testing.T) {
 		done := make(chan error, 2)
 		go func() { done <- a.Fetch(t.Context(), 0, 0) }()
 		synctest.Wait()
+		// Who gives up during the pause is told what caused it.
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Fetch(short, 0, 0); err == nil || !strings.Contains(err.Error(), "429") {
+			t.Errorf("a reader without the time to wait gets %v, want the cause of the pause", err)
+		}
 		go func() { done <- b.Fetch(t.Context(), 0, 0) }()
 		for range 2 {
 			if err := <-done; err != nil {

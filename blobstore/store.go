@@ -72,9 +72,10 @@ type Store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // flights
 
-	start time.Time
-	calm  atomic.Int64 // time since start before which the backend asked us not to come again
-	spoke atomic.Int64 // time since start of the last warning about a backend that fails
+	start   time.Time
+	calm    atomic.Int64          // time since start before which the backend asked us not to come again
+	calmWhy atomic.Pointer[error] // what it asked that with
+	spoke   atomic.Int64          // time since start of the last warning about a backend that fails
 
 	mu     sync.Mutex
 	groups map[string]*group // by cache entry; guarded by mu
@@ -165,15 +166,25 @@ func (s *Store) Blob(d BlobDesc) (*Blob, error) {
 // now is the time since the store was opened.
 func (s *Store) now() time.Duration { return time.Since(s.start) }
 
-// pause keeps all flights from asking again before d from now.
-func (s *Store) pause(d time.Duration) {
+// pause keeps all flights from asking again before d from now; why is what those
+// who give up meanwhile are told.
+func (s *Store) pause(d time.Duration, why error) {
 	until := int64(s.now() + d)
+	s.calmWhy.Store(&why)
 	for {
 		old := s.calm.Load()
 		if old >= until || s.calm.CompareAndSwap(old, until) {
 			return
 		}
 	}
+}
+
+// paused returns why nothing is asked of the backend now, nil if it may be asked.
+func (s *Store) paused() error {
+	if why := s.calmWhy.Load(); why != nil && int64(s.now()) < s.calm.Load() {
+		return *why
+	}
+	return nil
 }
 
 // warn logs that the backend fails, at most once in five seconds.
