@@ -955,3 +955,34 @@ func TestOverlayFollowsTheLastEntry(t *testing.T) {
 		t.Errorf("root: %q", got)
 	}
 }
+
+func TestWhatIsLaidOverCannotBeChanged(t *testing.T) {
+	v, c := guest(t, fuseproto.Config{})
+	r := &fusetest.Recorder{RootIndex: 36}
+	base := uint64(mount(t, v, "/", r).ID) << indexBits
+	// The recorder says of every name that it is not there: see Entry.
+	mount(t, v, "/run/a", image("a"))
+	r.Take()
+	for name, tt := range map[string]struct {
+		op    fuseproto.Opcode
+		parts []any
+		want  syscall.Errno
+	}{
+		"rename it":    {fuseproto.OpRename, []any{uint64(1), "run", "x"}, syscall.EBUSY},
+		"rename to it": {fuseproto.OpRename2, []any{base | 36, uint64(0), "x", "run"}, syscall.EBUSY},
+		"link as it":   {fuseproto.OpLink, []any{base | 40, "run"}, syscall.EEXIST},
+		"make it":      {fuseproto.OpMknod, []any{make([]byte, 16), "run"}, syscall.EEXIST},
+		"create it":    {fuseproto.OpCreate, []any{make([]byte, 16), "run"}, syscall.EEXIST},
+		"point from":   {fuseproto.OpSymlink, []any{"run", "x"}, syscall.EEXIST},
+		"unlink it":    {fuseproto.OpUnlink, []any{"run"}, syscall.EISDIR},
+		"remove it":    {fuseproto.OpRmdir, []any{"run"}, syscall.EBUSY},
+		"other names":  {fuseproto.OpRename, []any{uint64(1), "x", "y"}, 0},
+	} {
+		if reply := c.Call(tt.op, 1, 144, tt.parts...); reply.Errno != tt.want {
+			t.Errorf("%s: %v, want %v", name, reply.Errno, tt.want)
+		}
+	}
+	if got := r.Take(); len(got) != 1 || got[0] != "Rename 36 x to 36 y flags 0" {
+		t.Errorf("called %q, want the last alone", got)
+	}
+}
