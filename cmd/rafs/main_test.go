@@ -16,6 +16,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/corpus"
 	"github.com/rafsd/rafsd/internal/manifest"
+	"github.com/rafsd/rafsd/rafs/open"
 )
 
 // TestMain lets the test binary be the command, so that tests see real exit
@@ -265,6 +266,45 @@ func TestCheckNamesTheBadChunk(t *testing.T) {
 	fails(t, 1, []string{id, "offset"}, "unpack", "-B", v.Bootstrap, "-D", bad, "-o", out)
 	if left, _ := filepath.Glob(out + "*"); left != nil {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestCheckNamesBadChunkInfo flips one byte of what a blob says of its own
+// chunks; the chunks themselves are sound.
+func TestCheckNamesBadChunkInfo(t *testing.T) {
+	v := variant(t, "v6-dir-none-blake3-small")
+	img, err := open.Image(v.Bootstrap, open.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := img.Blobs()[0]
+	if err := img.Close(); err != nil {
+		t.Fatal(err)
+	}
+	blob, err := os.ReadFile(filepath.Join(v.Blobs(t), b.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		at   uint64
+		says string
+	}{
+		"header": {b.ChunkInfo.Offset + b.ChunkInfo.StoredSize + 16, "chunk information header at offset 0x10: "},
+		"entry":  {b.ChunkInfo.Offset + 7*16 + 8, ", chunk 7 at offset "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad, dir := bytes.Clone(blob), t.TempDir()
+			bad[tt.at] ^= 1
+			if err := os.WriteFile(filepath.Join(dir, b.ID), bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r := runRafs(t, "check", "-B", v.Bootstrap, "-D", dir, "--data")
+			if r.code != 1 || strings.Count(r.stdout, "fault: ") != 1 ||
+				!strings.Contains(r.stdout, "fault: chunk information of blob "+b.ID) || !strings.Contains(r.stdout, tt.says) {
+				t.Errorf("exit code %d, stdout %q, stderr %q, want one fault with %q", r.code, r.stdout, r.stderr, tt.says)
+			}
+		})
 	}
 }
 
