@@ -22,14 +22,6 @@ func TestManual(t *testing.T) {
 	}
 	dir := t.TempDir()
 	sampleImage(t, dir)
-	bin := t.TempDir()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(exe, filepath.Join(bin, "rafs")); err != nil {
-		t.Fatal(err)
-	}
 	commands := 0
 	for _, block := range regexp.MustCompile("(?ms)^```console\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
 		for example := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
@@ -37,7 +29,7 @@ func TestManual(t *testing.T) {
 			commands++
 			cmd := exec.Command("sh", "-c", command)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "RAFS_TEST_MAIN=1", "PATH="+bin+":"+os.Getenv("PATH"))
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Errorf("$ %s\n%v\n%s", command, err, out)

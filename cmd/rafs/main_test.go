@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -19,14 +20,28 @@ import (
 	"github.com/rafsd/rafsd/rafs/open"
 )
 
-// TestMain lets the test binary be the command, so that tests see real exit
-// codes and streams.
+// program is the command, built once: as users have it, without the race detector,
+// which would make each of the hundreds of runs below slow and find nothing in one
+// goroutine.
+var program string
+
 func TestMain(m *testing.M) {
-	if os.Getenv("RAFS_TEST_MAIN") == "1" {
-		main()
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "rafs-test-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "rafs")
+		build := exec.Command("go", "build", "-o", program, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
 }
 
 type result struct {
@@ -37,8 +52,7 @@ type result struct {
 // runRafs runs the command.
 func runRafs(t *testing.T, args ...string) result {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "RAFS_TEST_MAIN=1")
+	cmd := exec.Command(program, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
