@@ -166,7 +166,7 @@ func TestManifestOfATree(t *testing.T) {
 // A folder with more names than one call of the kernel returns.
 func TestManifestOfAWideDirectory(t *testing.T) {
 	dir := t.TempDir()
-	const n = 6_000 // of more than 200 bytes: more than the buffer of 1 MiB
+	const n = 6_000                      // of more than 200 bytes: more than the buffer of 1 MiB
 	first := filepath.Join(dir, "first") // hard links are quicker to make than files
 	if err := os.WriteFile(first, nil, 0o600); err != nil {
 		t.Fatal(err)

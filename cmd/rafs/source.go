@@ -55,9 +55,6 @@ func (s *source) image() (rafs.Image, error) {
 	return open.Image(s.bootstrap, open.Options{})
 }
 
-// hasBlobs tells whether the flags say where blobs are.
-func (s *source) hasBlobs() bool { return s.blobDir != "" || s.config != "" }
-
 // blobs opens the place of the blobs and returns a reader of chunks, with what
 // closes both.
 func (s *source) blobs(img rafs.Image) (*export.BlobChunks, func(), error) {
