@@ -11,7 +11,7 @@ const MaxDepth = 2048
 
 // SkipDir, returned by the function that Walk calls for a directory, leaves out
 // what is below it.
-var SkipDir = errors.New("skip this directory")
+var SkipDir = errors.New("skip this directory") //lint:ignore ST1012 named as io/fs has it
 
 // WalkEntry is one path of an image.
 type WalkEntry struct {

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
@@ -55,6 +56,7 @@ type vring struct {
 	current     *Request
 	staged      []virtqueue.Used
 	stagedBytes uint64
+	unseen      int                // publications since beSeen
 	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
 
 	mu       sync.Mutex      // a leaf
@@ -253,7 +255,22 @@ func (v *vring) publish() {
 	defer v.mu.Unlock() // Publish may fault
 	v.publishLocked(v.staged)
 	v.staged, v.stagedBytes = v.staged[:0], 0
+	if v.unseen++; v.unseen == unseenMost {
+		v.unseen = 0
+		beSeen()
+	}
 }
+
+// unseenMost is how many publications there are between two calls of beSeen: less
+// than a few milliseconds of work, as long as the scheduler lets a goroutine run.
+const unseenMost = 64
+
+// beSeen makes the Go scheduler's monitor look after this goroutine, which may
+// serve a busy ring for ever and does nothing else that the scheduler sees. The
+// monitor sleeps once the whole process has, and only a system call of the usual
+// kind wakes it; without it nobody takes the processor from us, nor polls for the
+// goroutines that wait for a descriptor.
+func beSeen() { _, _, _ = syscall.Syscall(syscall.SYS_GETPID, 0, 0, 0) }
 
 func (v *vring) publishLocked(done []virtqueue.Used) {
 	signal := v.queue.Publish(done)

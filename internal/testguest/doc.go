@@ -33,9 +33,10 @@
 // # Time
 //
 // With all that in the cache, from Boot to its return with an empty script, on two
-// cores that others use too: user-mode Linux 0.3 s (sid, trixie) to 0.8 s
-// (bookworm), QEMU without KVM 2.5 to 4 s. The first Boot of a process also builds
-// rafs-guest (0.3 s).
+// cores that others use too: user-mode Linux 0.3 s (sid, trixie) to 0.7 s
+// (bookworm), QEMU without KVM 2.5 s (kernels 6.1 and 6.12) to 4 s (7.2). The first
+// Boot of a process also builds rafs-guest (0.3 s). Fetching what the default guests
+// need takes some 20 s of processor time.
 //
 // # Ownership, locks, trust
 //

@@ -65,7 +65,7 @@ func (o *Options) complete() error {
 	case o.Version == V5 && o.Compact:
 		return fmt.Errorf("compact inodes are of v6")
 	case o.Version == V6 && (o.Aligned || o.NoExtBlobTable || o.OldFlags):
-		return fmt.Errorf("Aligned, NoExtBlobTable and OldFlags are of v5")
+		return fmt.Errorf("options of v5 alone: Aligned, NoExtBlobTable, OldFlags")
 	case o.OldFlags && (o.Compressor != LZ4 || o.Digest != Blake3):
 		return fmt.Errorf("OldFlags means lz4 and blake3, not %v and %v", o.Compressor, o.Digest)
 	}
