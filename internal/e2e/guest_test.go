@@ -24,11 +24,8 @@ func TestGuestSeesTheCorpus(t *testing.T) {
 // memory at other addresses. Emulated, it is slower: some images of each kind.
 func TestGuestQEMU(t *testing.T) {
 	var some []corpus.Variant
-	for _, v := range corpus.PlainVariants(t) {
-		switch v.Name {
-		case "v5-dir-zstd-sha256-small", "v6-dir-zstd-blake3-small", "v6-dir-zstd-4k-small", "v5-merge3-lz4-oci":
-			some = append(some, v)
-		}
+	for _, name := range []string{"v5-dir-zstd-sha256-small", "v6-dir-zstd-blake3-small", "v6-dir-zstd-4k-small", "v5-merge3-lz4-oci"} {
+		some = append(some, namedVariant(t, name))
 	}
 	corpusInGuest(t, testguest.Config{Kind: testguest.QEMU}, some)
 }
@@ -46,7 +43,7 @@ func TestMatrix(t *testing.T) {
 // corpusInGuest mounts variants by the API before the guest boots, and compares
 // the manifest of each as the guest prints it.
 func corpusInGuest(t *testing.T, c testguest.Config, variants []corpus.Variant) {
-	c = prepare(t, c)
+	c = testguest.Need(t, c)
 	c.Timeout = 8 * time.Minute // a guest without KVM on a busy machine is slow
 	args := []string{}
 	if c.Kind == testguest.UML {
@@ -93,7 +90,7 @@ umount /mnt
 // TestGuestSeesMountsComeAndGo: an image appears and vanishes under a running
 // guest that has looked for it before.
 func TestGuestSeesMountsComeAndGo(t *testing.T) {
-	c := prepare(t, testguest.Config{Kind: testguest.UML})
+	c := testguest.Need(t, testguest.Config{Kind: testguest.UML})
 	v := corpus.PlainVariants(t)[0]
 	d := start(t, "--tag", tag)
 	cache, blobs := t.TempDir(), v.Blobs(t)
@@ -133,19 +130,6 @@ echo done
 	if !strings.HasSuffix(strings.TrimSpace(r.Output), "done") {
 		t.Errorf("the guest said:\n%s", r.Output)
 	}
-}
-
-// prepare fetches what a guest needs, or skips, or, in CI, fails.
-func prepare(t *testing.T, c testguest.Config) testguest.Config {
-	t.Helper()
-	c, err := testguest.Prepare(t.Context(), c)
-	if err != nil {
-		if os.Getenv("RAFSD_REQUIRE_GUEST") == "1" {
-			t.Fatalf("no guest: %v", err)
-		}
-		t.Skipf("SKIPPED, NO GUEST BOOTED: %v", err)
-	}
-	return c
 }
 
 // boot runs the guest and wants its script to succeed.
