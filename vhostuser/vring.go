@@ -56,7 +56,7 @@ type vring struct {
 	current     *Request
 	staged      []virtqueue.Used
 	stagedBytes uint64
-	unseen      int                // publications since beSeen
+	unseen      uint64             // requests and pages served since beSeen
 	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
 
 	mu       sync.Mutex      // a leaf
@@ -208,6 +208,10 @@ func (v *vring) drain() error {
 			break
 		}
 		v.serveOne()
+		if v.unseen >= unseenMost {
+			v.unseen = 0
+			beSeen()
+		}
 		if len(v.staged) == cap(v.staged) || v.stagedBytes >= batchBytes {
 			v.publish()
 		}
@@ -228,6 +232,7 @@ func (v *vring) serveOne() {
 	written = r.checked(written)
 	v.staged = append(v.staged, virtqueue.Used{Head: r.chain.Head, Len: written})
 	v.stagedBytes += uint64(written)
+	v.unseen += 1 + uint64(written)/4096 // a page takes about as long as a small request
 }
 
 // checked bounds what a Handler says it has written by what it could have.
@@ -255,15 +260,11 @@ func (v *vring) publish() {
 	defer v.mu.Unlock() // Publish may fault
 	v.publishLocked(v.staged)
 	v.staged, v.stagedBytes = v.staged[:0], 0
-	if v.unseen++; v.unseen == unseenMost {
-		v.unseen = 0
-		beSeen()
-	}
 }
 
-// unseenMost is how many publications there are between two calls of beSeen: less
-// than a few milliseconds of work, as long as the scheduler lets a goroutine run.
-const unseenMost = 64
+// unseenMost is how much a vring serves between two calls of beSeen, in requests
+// and pages: a few milliseconds of work.
+const unseenMost = 4096
 
 // beSeen makes the Go scheduler's monitor look after this goroutine, which may
 // serve a busy ring for ever and does nothing else that the scheduler sees. The
