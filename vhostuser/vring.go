@@ -56,7 +56,8 @@ type vring struct {
 	current     *Request
 	staged      []virtqueue.Used
 	stagedBytes uint64
-	unseen      uint64             // requests and pages served since beSeen
+	unseen      uint64 // requests and pages served since beSeen
+	poller      poller
 	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
 
 	mu       sync.Mutex      // a leaf
@@ -184,10 +185,9 @@ func (v *vring) serve(k *kick) error {
 
 var errFault = fmt.Errorf("another vring found that %w", guestmem.ErrGone)
 
-// sleep returns when there is work or the goroutine is to end. This is the place
-// for other ways of waiting, such as polling for a while.
+// sleep returns when there is work or the goroutine is to end.
 func (v *vring) sleep(k *kick) {
-	if v.queue.EnableKicks() {
+	if v.poller.wait(v.pending, &v.halt) || v.queue.EnableKicks() {
 		return
 	}
 	if k.wait(v.pending) {
