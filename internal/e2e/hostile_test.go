@@ -29,10 +29,9 @@ func TestHostileGuest(t *testing.T) {
 	dial := func(ctx context.Context, opts vmm.Options) (*vmm.VM, error) {
 		return vmm.Dial(ctx, d.Socket, opts)
 	}
-	if err := hostile.Survives(t.Context(), dial); err != nil {
-		t.Fatal(err)
-	}
-	idle, fds := d.rssAnon(t), d.openFiles(t)
+	// What an image opens at its first read is no leak: read all of it first.
+	warmUp(t, dial)
+	idle, fds := d.rssAnon(t), d.settledFiles(t)
 	for _, a := range append(hostile.All(), hostile.Random(1, count)) {
 		t.Run(a.Name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(count)*time.Millisecond)
@@ -55,6 +54,43 @@ func TestHostileGuest(t *testing.T) {
 	}
 	d.waitFor(t, "the descriptors of before", func() bool { return d.openFiles(t) <= fds })
 	t.Logf("RssAnon %d KiB before, %d KiB after", idle>>10, d.rssAnon(t)>>10)
+}
+
+// warmUp mounts as an honest guest does and reads everything.
+func warmUp(t *testing.T, dial hostile.Dial) {
+	t.Helper()
+	vm, err := dial(t.Context(), vmm.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Kill()
+	c, err := vm.Mount(t.Context(), vmm.Linux72)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Walk(t.Context(), vmm.Walk{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settledFiles is the number of the daemon's descriptors once those of the last
+// front-end are closed: when it has not changed for a while.
+func (d *rafsd) settledFiles(t *testing.T) int {
+	t.Helper()
+	const polls = 40
+	last, same := d.openFiles(t), 0
+	d.waitFor(t, "steady number of descriptors", func() bool {
+		if now := d.openFiles(t); now == last {
+			same++
+		} else {
+			last, same = now, 0
+		}
+		return same == polls
+	})
+	return last
 }
 
 // rssAnon is the daemon's anonymous memory in bytes.

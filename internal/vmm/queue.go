@@ -118,6 +118,10 @@ type Queue struct {
 	kicks, calls atomic.Uint64
 }
 
+// Ring is the memory of the queue's descriptor table and rings, for drivers that
+// mean harm.
+func (q *Queue) Ring() Buffer { return q.ring }
+
 func newQueue(vm *VM, index int, size uint16) (*Queue, error) {
 	q := &Queue{vm: vm, index: index, size: size}
 	n := int(size)

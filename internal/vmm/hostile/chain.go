@@ -315,7 +315,10 @@ func chainAttacks() []Attack {
 			return r.direct(append(pieces(r.read(), getattrIn), pieces(r.write(), getattrOut)...)...)
 		}},
 		{name: "the ring itself as request and reply", expect: either, make: func(r *rig) error {
-			return r.direct(vmm.Desc{Addr: 0, Len: 64}, vmm.Desc{Addr: 0, Len: 1 << 16, Flags: vmm.DescWrite})
+			// The attacker's own ring: a reply over another's would break that one
+			// by the guest's hand.
+			ring := r.queue.Ring()
+			return r.direct(vmm.Desc{Addr: ring.GPA, Len: 64}, vmm.Desc{Addr: ring.GPA, Len: uint32(len(ring.Bytes)), Flags: vmm.DescWrite})
 		}},
 		{name: "request over the border of adjacent regions", opts: vmm.Options{Memory: vmm.Adjacent(memorySize)}, expect: replies, make: func(r *rig) error {
 			at := uint64(memorySize/2 - 20)

@@ -13,10 +13,7 @@ import (
 func ringAttacks() []Attack {
 	list := []chainAttack{
 		{name: "available index beyond the queue's size", make: func(r *rig) error {
-			if err := r.direct(r.read(), r.write()); err != nil {
-				return err
-			}
-			r.queue.PutAvailIdx(r.queue.AvailIdx() + uint16(r.queue.Size()))
+			r.queue.PutAvailIdx(r.queue.AvailIdx() + uint16(r.queue.Size()) + 1)
 			return nil
 		}},
 		{name: "available index going back", make: func(r *rig) error {
