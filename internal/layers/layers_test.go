@@ -29,6 +29,7 @@ var forbidden = []struct {
 	{"cmd/rafs-guest", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration", "net/http"}},
 	{"internal/vmm", []string{"fuseproto", "rafs", "blobstore", "shim-integration", "vhostuser/session", "vhostuser/virtqueue"}},
 	{"internal/hostfs", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
+	{"internal/confine", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
 }
 
 // TestDirections fails when a package reaches what it must not know. rafs/fs
