@@ -21,7 +21,6 @@ var refused = []struct{ part, why string }{
 	{"encrypt", "ENCRYPT"},
 	{"batch", "BATCH"},
 	{"-ref-", "ZRAN"},
-	{"tarfs", "TARTFS_MODE"},
 	{"optimize", "optimized image with inconsistent prefetch blob"},
 }
 
@@ -63,6 +62,9 @@ func TestCorpus(t *testing.T) {
 				return
 			}
 			var src rafstest.Source = &rafstest.BlobDir{Dir: filepath.Join(dir, "images", variant, "blobs")}
+			if strings.Contains(variant, "tarfs") {
+				src = &rafstest.BlobDir{Dir: filepath.Join(dir, "source-blobs")}
+			}
 			if strings.Contains(variant, "blobcachedir") {
 				src = rafstest.CacheDir{Dir: filepath.Join(dir, "images", variant, "cache"), Suffix: ".blob.data"}
 			}
@@ -179,5 +181,33 @@ func TestEveryFileOfTheCorpus(t *testing.T) {
 	}
 	if opened < 60 || refusedAs[rafs.ErrNotRAFS] == 0 || refusedAs[rafs.ErrUnsupported] == 0 {
 		t.Errorf("%d opened, refused: %v", opened, refusedAs)
+	}
+}
+
+// TestExternal: metadata that an image keeps apart for files in a foreign object
+// are read like any other; nothing is needed of the object.
+func TestExternal(t *testing.T) {
+	path := filepath.Join(corpus.Dir(t), "images", "v6-dir-zstd-external-small", "bootstrap.external")
+	img, err := open.Image(path, open.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	if err := img.Check(func(f rafs.Fault) bool { t.Errorf("Check: %s", f); return true }); err != nil {
+		t.Error(err)
+	}
+	b := img.Blobs()
+	if len(b) != 1 || b[0].Features&rafs.BlobExternal == 0 {
+		t.Fatalf("blobs %+v, want one that is EXTERNAL", b)
+	}
+	want := [4]struct{ off, size uint64 }{{131072, 65536}, {196608, 36864}, {0, 65536}, {65536, 686}}
+	for i, w := range want {
+		var c rafs.Chunk
+		if err := img.Chunk(0, uint32(i), &c); err != nil {
+			t.Fatal(err)
+		}
+		if c.CompressedOffset != w.off || uint64(c.CompressedSize) != w.size || c.Flags != rafs.ChunkHasCRC {
+			t.Errorf("chunk %d: %+v, want %+v with a CRC", i, c, w)
+		}
 	}
 }

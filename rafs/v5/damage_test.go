@@ -123,7 +123,6 @@ func TestOpenRefuses(t *testing.T) {
 		"id without an end":       {func(f *fixture) { f.b[f.img.Layout.BlobTable.Offset+8+64] = 'a' }, "65 bytes", rafs.ErrDamaged},
 		"one id twice":            {func(f *fixture) { f.same() }, "blobs 0 and 1", rafs.ErrDamaged},
 		"encrypted blob":          {func(f *fixture) { f.feature(1, rafs.BlobEncrypted) }, "blob 1: feature ENCRYPTED", rafs.ErrUnsupported},
-		"external blob":           {func(f *fixture) { f.feature(0, rafs.BlobExternal) }, "EXTERNAL", rafs.ErrUnsupported},
 		"chunk count":             {func(f *fixture) { f.put32(f.img.Layout.ExtBlobTable.Offset, 1<<25) }, "chunks", rafs.ErrDamaged},
 		"uncompressed size":       {func(f *fixture) { f.put64(f.img.Layout.ExtBlobTable.Offset+8, 1<<60) }, "bytes", rafs.ErrDamaged},
 		"stored size":             {func(f *fixture) { f.put64(f.img.Layout.ExtBlobTable.Offset+16, 1<<60) }, "stored bytes", rafs.ErrDamaged},

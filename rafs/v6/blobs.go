@@ -29,7 +29,7 @@ func (im *Image) readBlobs() error {
 		}
 		ids[id] = i
 	}
-	if im.chunkTable.size == 0 {
+	if im.chunkTable.size == 0 && !im.isTar() {
 		for i := range im.blobs {
 			if im.blobs[i].ChunkCount != 0 {
 				return rafs.Unsupported("no chunk table in the bootstrap: blob %d is described by its own meta alone", i)
@@ -55,7 +55,7 @@ func (im *Image) readBlob(i int) error {
 	}
 
 	features := le.Uint32(e[84:])
-	if err := rafs.CheckBlobFeatures(i, features); err != nil {
+	if err := rafs.CheckBlobFeatures(i, features&^im.ownFeatures()); err != nil {
 		return err
 	}
 	if cipher := le.Uint32(e[216:]); cipher != 0 {
@@ -81,8 +81,12 @@ func (im *Image) readBlob(i int) error {
 		return bad(76, "blob %d has the compression %d", i, compressor)
 	case digester > rafs.DigesterSHA256:
 		return bad(80, "blob %d has the digest %d", i, digester)
-	case features&rafs.BlobAligned == 0:
+	case (features&rafs.BlobTarfs != 0) != im.isTar():
+		return bad(84, "blob %d: features %#x in an image of blocks of %d bytes", i, features, im.blockSize())
+	case features&(rafs.BlobAligned|rafs.BlobExternal|rafs.BlobTarfs) == 0:
 		return bad(84, "blob %d: features %#x without ALIGNED", i, features)
+	case features&rafs.BlobTarfs != 0 && features&(rafs.BlobAligned|rafs.BlobExternal) != 0:
+		return bad(84, "blob %d: features %#x: a tar is neither ALIGNED nor EXTERNAL", i, features)
 	case compressed > rafs.MaxCompressedSize:
 		return bad(88, "blob %d has %d stored bytes", i, compressed)
 	case uncompressed > rafs.MaxUncompressedSize:
@@ -101,7 +105,7 @@ func (im *Image) readBlob(i int) error {
 	if features&rafs.BlobChunkInfoV2 != 0 {
 		entry = chunkInfoV2Size
 	}
-	if want := entry * uint64(count); ciSize != want && features&rafs.BlobChunkdict == 0 {
+	if want := entry * uint64(count); ciSize != want && features&(rafs.BlobChunkdict|rafs.BlobExternal|rafs.BlobTarfs) == 0 {
 		if i > 0 && ciOffset == 0 && ciSize == chunkInfoV2Size*uint64(count) {
 			return rafs.Unsupported("optimized image with inconsistent prefetch blob:"+
 				" blob %d has %d bytes of chunk information for %d chunks, want %d", i, ciSize, count, want)
@@ -141,6 +145,15 @@ func (im *Image) readBlob(i int) error {
 		}
 	}
 	return nil
+}
+
+// ownFeatures are the kinds of blobs that the bootstrap describes otherwise than
+// by records of chunks in a blob of ours.
+func (im *Image) ownFeatures() uint32 {
+	if im.isTar() {
+		return rafs.BlobTarfs
+	}
+	return rafs.BlobExternal
 }
 
 // trimNUL cuts the padding of a fixed-size string and makes a copy.

@@ -53,7 +53,12 @@ func (c *checker) devices() {
 		off := uint64(deviceOffset + i*deviceSize + 64)
 		blocks := uint64(le.Uint32(c.im.data[off:]))
 		sum += blocks
-		if size := c.im.blobs[i].UncompressedSize; blocks<<blockBits != size {
+		b := &c.im.blobs[i]
+		size := b.UncompressedSize
+		if b.Features&rafs.BlobExternal != 0 {
+			size &^= c.im.blockSize() - 1 // the rest of a foreign object has no block
+		}
+		if blocks<<c.im.blockBits != size {
 			c.fault("device table", off, "", rafs.Damaged("device table", off,
 				"blob %d has %d blocks and %d bytes", i, blocks, size))
 		}
@@ -79,6 +84,10 @@ func (c *checker) prefetch() {
 
 func (c *checker) chunkTable() {
 	im := c.im
+	if im.isTar() {
+		c.tarChunks()
+		return
+	}
 	spans := make([]rafs.ChunkSpan, 0, im.records())
 	for ref := range im.records() {
 		if c.stopped {
@@ -109,6 +118,30 @@ func (c *checker) chunkTable() {
 			c.fault("chunk table", off, "", rafs.Damaged("chunk table", off, "a second record for chunk %d of blob %d", b.Index, b.Blob))
 		}
 	}
+}
+
+// tarChunks looks for chunks of a tar that overlap. There are no records to
+// examine; the tree's addresses are, later.
+func (c *checker) tarChunks() {
+	x, err := c.im.chunkIndex()
+	if err != nil {
+		c.fault("chunk address", c.im.meta, "", err)
+		return
+	}
+	var spans []rafs.ChunkSpan
+	for blob := range c.im.blobs {
+		for index := range x.refs.Len(blob) {
+			if ref, ok := x.refs.Lookup(uint32(blob), index); ok {
+				spans = append(spans, rafs.ChunkSpan{
+					Off: x.tar[ref].off(), Size: x.tar[ref].size, Blob: uint32(blob), Index: index, Ref: ref,
+				})
+			}
+		}
+	}
+	rafs.Overlapping(spans, func(a, b rafs.ChunkSpan) bool {
+		return c.fault("chunk address", c.im.meta, "", rafs.Damaged("chunk address", c.im.meta,
+			"chunks %d and %d of the tar %d overlap at %d", a.Index, b.Index, a.Blob, b.Off))
+	})
 }
 
 // frame is a directory on the way from the root to where the check is.
@@ -172,7 +205,7 @@ func (c *checker) nextEntry(stack []frame, n *inode) (child uint64, name []byte,
 	if im.inode(f.nid, n) != nil {
 		return 0, nil, false
 	}
-	for ; f.k < blocks(n.size) && !c.stopped; f.k, f.i = f.k+1, 0 {
+	for ; f.k < c.im.blocksOf(n.size) && !c.stopped; f.k, f.i = f.k+1, 0 {
 		blk, err := im.dirBlock(n, f.k)
 		if err != nil {
 			c.fault("directory", n.off, c.pathOf(f, nil), err)
@@ -279,23 +312,19 @@ func (c *checker) inode(nid uint64, n *inode, path string) error {
 }
 
 func (c *checker) xattrs(n *inode, path string) {
-	if n.body == n.xattrs {
-		return
-	}
-	off, err := c.im.xattrStart(n)
+	l, err := c.im.xattrsOf(n)
 	seen := map[string]struct{}{}
 	var x xattr
 	for err == nil {
 		var more bool
-		if more, err = c.im.nextXattr(n, off, &x); !more || err != nil {
+		if more, err = c.im.nextXattr(&l, &x); !more || err != nil {
 			break
 		}
 		name := x.prefix + string(x.suffix)
 		if _, twice := seen[name]; twice {
-			c.fault("xattrs", off, path, rafs.Damaged("xattrs", off, "%q twice", name))
+			c.fault("xattrs", x.off, path, rafs.Damaged("xattrs", x.off, "%q twice", name))
 		}
 		seen[name] = struct{}{}
-		off = x.next
 	}
 	if err != nil {
 		c.fault("xattrs", n.xattrs, path, err)
@@ -304,7 +333,7 @@ func (c *checker) xattrs(n *inode, path string) {
 
 func (c *checker) symlink(n *inode, path string) {
 	var nul bool
-	for k := range blocks(n.size) {
+	for k := range c.im.blocksOf(n.size) {
 		nul = nul || bytes.IndexByte(c.im.flatBlock(n, k), 0) >= 0
 	}
 	switch {

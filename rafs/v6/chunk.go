@@ -30,12 +30,19 @@ func (im *Image) address(n *inode, i uint64) (address, error) {
 	return address{
 		blob:  blob - 1,
 		index: uint32(v&0xFFFF) | uint32(v>>24&0xFF)<<16,
-		off:   uint64(blk) << blockBits,
+		off:   uint64(blk) << im.blockBits,
 	}, nil
 }
 
-// chunkIndex returns the index of chunk records, making it on the first call.
-func (im *Image) chunkIndex() (*rafs.ChunkIndex, error) {
+// chunkIndex leads from (blob, chunk index) to what describes the chunk. It is
+// immutable.
+type chunkIndex struct {
+	refs *rafs.ChunkIndex // to records of the chunk table, or to tar
+	tar  []tarChunk       // of images of tar files
+}
+
+// chunkIndex returns the index of chunks, making it on the first call.
+func (im *Image) chunkIndex() (*chunkIndex, error) {
 	if x := im.index.Load(); x != nil {
 		return x, nil
 	}
@@ -44,18 +51,26 @@ func (im *Image) chunkIndex() (*rafs.ChunkIndex, error) {
 	if x := im.index.Load(); x != nil {
 		return x, nil
 	}
-	x, err := rafs.BuildChunkIndex(len(im.blobs), func(yield func(blob, index, ref uint32)) error {
+	x, err := im.makeIndex()
+	if err != nil {
+		return nil, err
+	}
+	im.index.Store(x)
+	return x, nil
+}
+
+func (im *Image) makeIndex() (*chunkIndex, error) {
+	if im.isTar() {
+		return im.tarIndex()
+	}
+	refs, err := rafs.BuildChunkIndex(len(im.blobs), func(yield func(blob, index, ref uint32)) error {
 		for ref := range im.records() {
 			rec := im.data[im.chunkTable.off+uint64(ref)*rafs.ChunkRecordSize:]
 			yield(le.Uint32(rec[32:]), le.Uint32(rec[72:]), ref)
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	im.index.Store(x)
-	return x, nil
+	return &chunkIndex{refs: refs}, err
 }
 
 // records is the number of records of the chunk table; a bootstrap has at most
@@ -111,28 +126,45 @@ func (im *Image) Extents(ino, off, length uint64, dst []rafs.Extent) (_ []rafs.E
 	return dst, nil
 }
 
+// place returns where the chunk is that an address names: its offset in the
+// blob's uncompressed address space and its size. at is the address's offset.
+func (im *Image) place(x *chunkIndex, addr address, at uint64) (off, size uint64, err error) {
+	ref, ok := x.refs.Lookup(addr.blob, addr.index)
+	if !ok {
+		return 0, 0, rafs.Damaged("chunk address", at, "no record for chunk %d of blob %d", addr.index, addr.blob)
+	}
+	if im.isTar() {
+		c := &x.tar[ref]
+		return c.off(), uint64(c.size), nil
+	}
+	// The record, not the address, is what the chunk is verified and stored by.
+	rec := im.chunkTable.off + uint64(ref)*rafs.ChunkRecordSize
+	b := im.data[rec:]
+	if le.Uint32(b[32:]) != addr.blob || le.Uint32(b[72:]) != addr.index {
+		return 0, 0, rafs.Damaged("chunk table", rec, "record %d changed while the image was open", ref)
+	}
+	return le.Uint64(b[56:]), uint64(le.Uint32(b[44:])), nil
+}
+
 // extent fills e with the rest of the chunk that holds offset off of a file.
-func (im *Image) extent(index *rafs.ChunkIndex, n *inode, off uint64, e *rafs.Extent) error {
+func (im *Image) extent(x *chunkIndex, n *inode, off uint64, e *rafs.Extent) error {
 	i := off >> im.chunkBits
+	at := n.addresses() + i*chunkAddressSize
 	addr, err := im.address(n, i)
 	if err != nil {
 		return err
 	}
-	ref, ok := index.Lookup(addr.blob, addr.index)
-	if !ok {
-		return rafs.Damaged("chunk address", n.addresses()+i*chunkAddressSize,
-			"no record for chunk %d of blob %d", addr.index, addr.blob)
+	place, size, err := im.place(x, addr, at)
+	if err != nil {
+		return err
 	}
-	// The record, not the address, is what the chunk is verified and stored by.
-	at := im.chunkTable.off + uint64(ref)*rafs.ChunkRecordSize
-	rec := im.data[at:]
-	if le.Uint32(rec[32:]) != addr.blob || le.Uint32(rec[72:]) != addr.index {
-		return rafs.Damaged("chunk table", at, "record %d changed while the image was open", ref)
+	named := place // what an address can say of it
+	if im.blobs[addr.blob].Features&rafs.BlobExternal != 0 {
+		named &^= im.blockSize() - 1 // foreign objects align nothing
 	}
-	place, size := le.Uint64(rec[56:]), uint64(le.Uint32(rec[44:]))
 	start := i << im.chunkBits
-	if want := min(n.size-start, uint64(im.info.ChunkSize)); place != addr.off || size != want {
-		return rafs.Damaged("chunk address", n.addresses()+i*chunkAddressSize,
+	if want := min(n.size-start, uint64(im.info.ChunkSize)); named != addr.off || size != want {
+		return rafs.Damaged("chunk address", at,
 			"chunk %d of blob %d: %d bytes at %d of the blob, its record says %d bytes at %d",
 			addr.index, addr.blob, want, addr.off, size, place)
 	}
@@ -155,7 +187,7 @@ func (im *Image) ChunkCount(blob int) (_ uint32, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return index.Len(blob), nil
+	return index.refs.Len(blob), nil
 }
 
 // Chunk implements rafs.Image.
@@ -168,9 +200,13 @@ func (im *Image) Chunk(blob int, chunk uint32, c *rafs.Chunk) (err error) {
 	if blob < 0 || blob >= len(im.blobs) {
 		return rafs.ErrNoChunk
 	}
-	ref, ok := index.Lookup(uint32(blob), chunk)
+	ref, ok := index.refs.Lookup(uint32(blob), chunk)
 	if !ok {
 		return rafs.ErrNoChunk
+	}
+	if im.isTar() {
+		index.tar[ref].describe(c)
+		return nil
 	}
 	var r rafs.ChunkRecord
 	if err := im.record(ref, uint32(blob), chunk, &r); err != nil {

@@ -47,10 +47,10 @@ func (im *Image) dirBlock(n *inode, k uint64) (block, error) {
 
 // blockOffset is where block k of flat data is in the bootstrap.
 func (im *Image) blockOffset(n *inode, k uint64) uint64 {
-	if n.layout == layoutInline && k == blocks(n.size)-1 {
+	if n.layout == layoutInline && k == im.blocksOf(n.size)-1 {
 		return n.body
 	}
-	return (uint64(n.u) + k) << blockBits
+	return (uint64(n.u) + k) << im.blockBits
 }
 
 // name returns the name of entry i, which has 1 to 255 bytes. The last name of a
@@ -93,7 +93,7 @@ func (blk *block) direntType(i int) uint8 {
 // find looks name up in a directory: binary search over the first names of the
 // blocks, then inside one block. All entries of a directory are in one order.
 func (im *Image) find(n *inode, name []byte) (blk block, i int, err error) {
-	lo, hi := uint64(0), blocks(n.size) // the last block whose first name is not behind name is in [lo-1, hi)
+	lo, hi := uint64(0), im.blocksOf(n.size) // the last block whose first name is not behind name is in [lo-1, hi)
 	for lo < hi {
 		mid := lo + (hi-lo)/2
 		if blk, err = im.dirBlock(n, mid); err != nil {
@@ -237,7 +237,7 @@ func (im *Image) Entry(dir, pos uint64, name *[rafs.MaxName]byte, d *rafs.Dirent
 	damaged := pos & posDamaged
 	pos &= posDamaged - 1
 	k, i := pos/posStride, int(pos%posStride)
-	for ; k < blocks(n.size); k, i = k+1, 0 {
+	for ; k < im.blocksOf(n.size); k, i = k+1, 0 {
 		blk, err := im.dirBlock(&n, k)
 		if err != nil {
 			damaged = posDamaged
@@ -282,7 +282,7 @@ func sound(name []byte, nid uint64, t uint8) bool {
 // firstDamage finds out again why entries of a directory were left out; nil if
 // none has to be.
 func (im *Image) firstDamage(n *inode) error {
-	for k := range blocks(n.size) {
+	for k := range im.blocksOf(n.size) {
 		blk, err := im.dirBlock(n, k)
 		if err != nil {
 			return err

@@ -106,7 +106,7 @@ func (im *Image) inode(nid uint64, n *inode) error {
 	case rafs.ModeRegular:
 		return im.checkChunked(n)
 	case rafs.ModeDir:
-		if blocks(n.size) >= maxDirBlocks {
+		if im.blocksOf(n.size) >= maxDirBlocks {
 			return rafs.Damaged("inode", off, "a directory of %d bytes", n.size)
 		}
 		return im.checkFlat(n)
@@ -139,32 +139,35 @@ func (im *Image) checkFlat(n *inode) error {
 	switch n.layout {
 	case layoutPlain:
 	case layoutInline:
-		external = (n.size - 1) &^ (blockSize - 1)
+		external = (n.size - 1) &^ (im.blockSize() - 1)
 		tail := n.size - external
-		if n.body%blockSize+tail > blockSize || tail > size-n.body {
+		if n.body%im.blockSize()+tail > im.blockSize() || tail > size-n.body {
 			return rafs.Damaged("inode", n.off, "inline data of %d bytes at %#x cross a block or the end", tail, n.body)
 		}
 	default:
 		return rafs.Damaged("inode", n.off, "data layout %d for mode %#o", n.layout, n.mode)
 	}
-	if start := uint64(n.u) << blockBits; external != 0 && (start > size || external > size-start) {
+	if start := uint64(n.u) << im.blockBits; external != 0 && (start > size || external > size-start) {
 		return rafs.Damaged("inode", n.off, "%d bytes of data at block %d reach behind the end", external, n.u)
 	}
 	return nil
 }
 
 // flatBlock returns block k of the data of a directory or symbolic link that
-// checkFlat accepted; k is below blocks(n.size).
+// checkFlat accepted; k is below im.blocksOf(n.size).
 func (im *Image) flatBlock(n *inode, k uint64) []byte {
-	length := min(n.size-k<<blockBits, blockSize)
-	start := uint64(n.u)<<blockBits + k<<blockBits
-	if n.layout == layoutInline && k == blocks(n.size)-1 {
+	length := min(n.size-k<<im.blockBits, im.blockSize())
+	start := uint64(n.u)<<im.blockBits + k<<im.blockBits
+	if n.layout == layoutInline && k == im.blocksOf(n.size)-1 {
 		start = n.body
 	}
 	return im.data[start : start+length : start+length]
 }
 
-func blocks(size uint64) uint64 { return (size + blockSize - 1) >> blockBits }
+// blocksOf is the number of blocks that size bytes take.
+func (im *Image) blocksOf(size uint64) uint64 { return (size + im.blockSize() - 1) >> im.blockBits }
+
+func (im *Image) blockSize() uint64 { return 1 << im.blockBits }
 
 // checkChunked bounds the array of chunk addresses of a regular file. It is read
 // by the image's chunk size; the format field may name a larger span for the
@@ -174,7 +177,7 @@ func (im *Image) checkChunked(n *inode) error {
 		return rafs.Damaged("inode", n.off, "data layout %d for mode %#o", n.layout, n.mode)
 	}
 	format := n.u & 0xFFFF
-	if format&^chunkFormatBits != chunkFormatIndexes || uint(format&chunkFormatBits)+blockBits < im.chunkBits {
+	if format&^chunkFormatBits != chunkFormatIndexes || uint(format&chunkFormatBits)+im.blockBits < im.chunkBits {
 		return rafs.Damaged("inode", n.off, "chunk format %#x, the chunk size is %d", format, im.info.ChunkSize)
 	}
 	size, array := uint64(len(im.data)), n.addresses()
@@ -227,7 +230,7 @@ func (im *Image) Readlink(ino uint64, dst []byte) (_ []byte, err error) {
 	if n.mode&rafs.ModeType != rafs.ModeSymlink {
 		return dst, rafs.ErrNotSymlink
 	}
-	for k := range blocks(n.size) {
+	for k := range im.blocksOf(n.size) {
 		dst = append(dst, im.flatBlock(&n, k)...)
 	}
 	return dst, nil

@@ -24,8 +24,9 @@ const (
 	Magic       = 0xE0F5E1E2
 	MagicOffset = superOffset
 
-	blockBits = 12
-	blockSize = 1 << blockBits
+	blockBits = 12 // of all images but those of tar files
+	tableUnit = 1 << blockBits
+	tarBits   = 9 // of images of tar files
 
 	compatRAFS        = 0x4000_0000
 	incompatRequired  = 0xC // CHUNKED_FILE | DEVICE_TABLE
@@ -45,14 +46,16 @@ type Image struct {
 	meta   uint64 // offset of nid 0
 	blocks uint32 // as the superblock counts them, all devices together
 
-	chunkBits  uint // log2 of the chunk size
+	blockBits  uint   // log2 of the block size
+	chunkBits  uint   // log2 of the chunk size
+	xattrs     uint64 // offset of the shared xattrs, 0 = none
 	blobTable  table
 	chunkTable table // of 80-byte records
 	prefetch   table // of 4-byte nids
 
-	index     atomic.Pointer[rafs.ChunkIndex] // nil until the first file was read
-	indexMu   sync.Mutex                      // held while the index is made
-	deviceEnd uint64                          // end of the device slots
+	index     atomic.Pointer[chunkIndex] // nil until the first file was read
+	indexMu   sync.Mutex                 // held while the index is made
+	deviceEnd uint64                     // end of the device slots
 }
 
 // table is a range of the bootstrap that was checked when the image was opened.
@@ -98,9 +101,8 @@ func Open(b *rafs.Bootstrap) (_ *Image, err error) {
 // 40:8 and size 48:4.
 func (im *Image) readSuper() error {
 	size := uint64(len(im.data))
-	if size < 2*blockSize || size%blockSize != 0 {
-		return rafs.Damaged("superblock", superOffset,
-			"the bootstrap has %d bytes, want a multiple of %d and at least %d", size, blockSize, 2*blockSize)
+	if size < 2*tableUnit {
+		return rafs.Damaged("superblock", superOffset, "the bootstrap has %d bytes, want at least %d", size, 2*tableUnit)
 	}
 	sb, ext := im.data[superOffset:], im.data[extOffset:]
 	bad := func(off uint64, format string, args ...any) error {
@@ -115,21 +117,26 @@ func (im *Image) readSuper() error {
 		return rafs.ErrNotRAFS
 	case flags&^uint64(rafs.FlagsKnown) != 0:
 		return rafs.Unsupported("superblock flags %#x", flags&^uint64(rafs.FlagsKnown))
-	case flags&rafs.FlagTarfs != 0:
-		return rafs.Unsupported("superblock flag TARTFS_MODE (files inside an untouched tar)")
 	case flags&rafs.FlagEncryptionAESXTS != 0:
 		return rafs.Unsupported("superblock flag ENCRYPTION_AES_128_XTS")
+	}
+	im.blockBits = blockBits
+	if flags&rafs.FlagTarfs != 0 {
+		im.blockBits = tarBits
 	}
 	switch incompat := le.Uint32(sb[80:]); {
 	case incompat != incompatRequired:
 		return rafs.Unsupported("EROFS incompatible features %#x, a RAFS v6 image has exactly %#x", incompat, incompatRequired)
-	case sb[12] != blockBits:
-		return rafs.Unsupported("block size of %d bits, want %d", sb[12], blockBits)
+	case uint(sb[12]) != im.blockBits:
+		return rafs.Unsupported("block size of %d bits, want %d", sb[12], im.blockBits)
+	case size%im.blockSize() != 0:
+		return bad(12, "the bootstrap has %d bytes, want a multiple of %d", size, im.blockSize())
 	}
 
 	devices := uint64(le.Uint16(sb[86:]))
 	im.root = uint64(le.Uint16(sb[14:]))
-	im.meta = uint64(le.Uint32(sb[40:])) << blockBits
+	im.meta = uint64(le.Uint32(sb[40:])) << im.blockBits
+	im.xattrs = uint64(le.Uint32(sb[44:])) << im.blockBits
 	im.blocks = le.Uint32(sb[36:])
 	im.deviceEnd = deviceOffset + devices*deviceSize
 	inodes := le.Uint64(sb[16:])
@@ -144,8 +151,8 @@ func (im *Image) readSuper() error {
 		return bad(36, "%d blocks without a device", im.blocks)
 	case im.meta > size:
 		return bad(40, "the metadata area begins at %#x, behind the end %#x", im.meta, size)
-	case le.Uint32(sb[44:]) != 0:
-		return bad(44, "shared xattrs at block %d, want none", le.Uint32(sb[44:]))
+	case im.xattrs >= size:
+		return bad(44, "the shared xattrs begin at %#x, behind the end %#x", im.xattrs, size)
 	case le.Uint16(sb[88:]) != deviceSlotOffset:
 		return bad(88, "device slots at %d, want %d", le.Uint16(sb[88:]), deviceSlotOffset)
 	case im.deviceEnd > size:
@@ -196,15 +203,15 @@ func (im *Image) placeTables(ext []byte, devices uint64) error {
 		table       table
 		align, unit uint64
 	}{
-		{"blob table", 8, blobTable, blockSize, blobEntrySize},
-		{"chunk table", 24, im.chunkTable, blockSize, rafs.ChunkRecordSize},
+		{"blob table", 8, blobTable, tableUnit, blobEntrySize},
+		{"chunk table", 24, im.chunkTable, tableUnit, rafs.ChunkRecordSize},
 		{"prefetch table", 40, im.prefetch, 8, 4},
 	} {
 		if t.table.size == 0 {
 			continue
 		}
 		off, n := t.table.off, t.table.size
-		if off < blockSize || off%t.align != 0 || off > size || n > size-off || n%t.unit != 0 {
+		if off < tableUnit || off%t.align != 0 || off > size || n > size-off || n%t.unit != 0 {
 			return rafs.Damaged("superblock", extOffset+t.field,
 				"%s of %d bytes at %#x in a bootstrap of %d bytes (entries of %d, aligned to %d)",
 				t.name, n, off, size, t.unit, t.align)

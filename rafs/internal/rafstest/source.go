@@ -53,7 +53,7 @@ func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) (
 	if err := codec.Decode(algorithm, data, stored[c.CompressedOffset:][:c.CompressedSize]); err != nil {
 		return nil, fmt.Errorf("chunk %d of blob %d: %w", index, blob, err)
 	}
-	if got := codec.Sum(codec.Digester(b.Digester), data); got != c.Digest {
+	if got := codec.Sum(codec.Digester(b.Digester), data); got != c.Digest && c.Digest != [32]byte{} {
 		return nil, fmt.Errorf("chunk %d of blob %d: digest %x, want %x", index, blob, got, c.Digest)
 	}
 	if c.Flags&rafs.ChunkHasCRC != 0 {
