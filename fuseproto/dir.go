@@ -8,6 +8,7 @@ type NodeMap struct {
 	RootNode  uint64 // the node id that stands for it
 	ParentIno uint64 // shown as the inode number of the root's ".." if not 0
 	KeepIno   bool   // inode numbers stay what the FileSystem says
+	Submounts bool   // so do AttrSubmount flags, below the root
 }
 
 // Node returns the node id of an index, or 0 for 0 and for what is no index of a
@@ -22,10 +23,16 @@ func (m *NodeMap) Node(index uint64) uint64 {
 	return m.Base | index
 }
 
-// Ino returns the inode number to show for the FileSystem's own.
+// Ino returns the inode number to show for the FileSystem's own. One of more than
+// IndexBits bits is hashed to fit beside the mount's: two that meet then cost the
+// guest the recognition of hard links between them, nothing else.
 func (m *NodeMap) Ino(ino uint64) uint64 {
-	if m.KeepIno {
+	switch {
+	case m.KeepIno:
 		return ino
+	case m.Base != 0 && ino>>IndexBits != 0:
+		ino *= 0x9e3779b97f4a7c15 // 2^64 divided by the golden ratio
+		ino >>= 64 - IndexBits
 	}
 	return m.Base | ino
 }
@@ -167,6 +174,9 @@ func (w *DirWriter) encode(b []byte, head int, e *DirEntry, entry *Entry) {
 	if w.plus {
 		if entry != nil && entry.Node != 0 {
 			encodeEntry(b, entry, w.nodes.Node(entry.Node), w.nodes.Ino(entry.Attr.Ino))
+			if w.nodes.Base != 0 && !w.nodes.Submounts {
+				le.PutUint32(b[entryOutSize-4:], entry.Attr.Flags&^AttrSubmount)
+			}
 		} else {
 			clear(b[:entryOutSize])
 		}

@@ -35,9 +35,9 @@ var opDefs = [opcodeCount]opDef{
 	OpGetAttr:     {getAttrInSize, getAttrInSize, attrOutSize, false, false, (*Server).getAttr},
 	OpSetAttr:     {setAttrInSize, setAttrInSize, attrOutSize, false, false, (*Server).setAttr},
 	OpReadlink:    {0, 0, 0, false, false, (*Server).readlink},
-	OpSymlink:     {0, namesMax, entryOutSize, false, true, (*Server).symlink},
-	OpMknod:       {mknodInSize, mknodInSize + namesMax, entryOutSize, false, true, (*Server).mknod},
-	OpMkdir:       {mkdirInSize, mkdirInSize + namesMax, entryOutSize, false, true, (*Server).mkdir},
+	OpSymlink:     {0, namesMax + extensionsMax, entryOutSize, false, true, (*Server).symlink},
+	OpMknod:       {mknodInSize, mknodInSize + namesMax + extensionsMax, entryOutSize, false, true, (*Server).mknod},
+	OpMkdir:       {mkdirInSize, mkdirInSize + namesMax + extensionsMax, entryOutSize, false, true, (*Server).mkdir},
 	OpUnlink:      {0, namesMax, 0, false, false, (*Server).unlink},
 	OpRmdir:       {0, namesMax, 0, false, false, (*Server).rmdir},
 	OpRename:      {renameInSize, renameInSize + namesMax, 0, false, false, (*Server).rename},
@@ -61,7 +61,7 @@ var opDefs = [opcodeCount]opDef{
 	OpGetLk:       {lkInSize, lkInSize, lkOutSize, false, false, (*Server).getLk},
 	OpSetLk:       {lkInSize, lkInSize, 0, false, false, (*Server).setLk},
 	OpSetLkW:      {lkInSize, lkInSize, 0, false, false, (*Server).setLk},
-	OpCreate:      {createInSize, createInSize + namesMax, createOutSize, false, true, (*Server).create},
+	OpCreate:      {createInSize, createInSize + namesMax + extensionsMax, createOutSize, false, true, (*Server).create},
 	// INTERRUPT has no reply, and nothing to do: Linux never sends it here,
 	// and no request waits without a limit.
 	OpInterrupt:       {interruptInSize, interruptInSize, 0, true, false, (*Server).nothing},
@@ -75,7 +75,7 @@ var opDefs = [opcodeCount]opDef{
 	OpCopyFileRange:   {copyFileRangeInSize, copyFileRangeInSize, copyRangeOutSize, false, false, (*Server).copyFileRange},
 	OpCopyFileRange64: {copyFileRangeInSize, copyFileRangeInSize, copyRangeOutSize, false, false, (*Server).copyFileRange},
 	OpSyncFS:          {syncFSInSize, syncFSInSize, 0, false, false, (*Server).syncFS},
-	OpTmpfile:         {createInSize, createInSize, createOutSize, false, true, (*Server).tmpfile},
+	OpTmpfile:         {createInSize, createInSize + namesMax + extensionsMax, createOutSize, false, true, (*Server).tmpfile},
 }
 
 // cString returns the bytes of op.body from off to the next NUL and the offset
@@ -205,29 +205,32 @@ func (s *Server) symlink(op *Op) error {
 	if err != nil {
 		return err
 	}
-	target, _, err := op.cString(next, targetMax-1, syscall.ENAMETOOLONG)
+	target, next, err := op.cString(next, targetMax-1, syscall.ENAMETOOLONG)
 	if err != nil {
 		return err
 	}
+	op.extensions(next)
 	op.entry = Entry{}
 	return op.entryReply(s.fs.Symlink(op, op.NodeID, name, target, &op.entry))
 }
 
 func (s *Server) mknod(op *Op) error {
-	name, _, err := op.name(mknodInSize)
+	name, next, err := op.name(mknodInSize)
 	if err != nil {
 		return err
 	}
+	op.extensions(next)
 	op.in.mknod.decode(op.body)
 	op.entry = Entry{}
 	return op.entryReply(s.fs.Mknod(op, op.NodeID, &op.in.mknod, name, &op.entry))
 }
 
 func (s *Server) mkdir(op *Op) error {
-	name, _, err := op.name(mkdirInSize)
+	name, next, err := op.name(mkdirInSize)
 	if err != nil {
 		return err
 	}
+	op.extensions(next)
 	op.in.mkdir.decode(op.body)
 	op.entry = Entry{}
 	return op.entryReply(s.fs.Mkdir(op, op.NodeID, &op.in.mkdir, name, &op.entry))
@@ -295,16 +298,21 @@ func (s *Server) openDir(op *Op) error {
 }
 
 func (s *Server) create(op *Op) error {
-	name, _, err := op.name(createInSize)
+	name, next, err := op.name(createInSize)
 	if err != nil {
 		return err
 	}
+	op.extensions(next)
 	op.in.create.decode(op.body)
 	op.entry, op.opened = Entry{}, OpenOut{}
 	return op.createReply(s.fs.Create(op, op.NodeID, &op.in.create, name, &op.entry, &op.opened))
 }
 
+// tmpfile has a name that says nothing: "/" or none at all.
 func (s *Server) tmpfile(op *Op) error {
+	if n := bytes.IndexByte(op.body[createInSize:], 0); n >= 0 {
+		op.extensions(createInSize + n + 1)
+	}
 	op.in.create.decode(op.body)
 	op.entry, op.opened = Entry{}, OpenOut{}
 	return op.createReply(s.fs.Tmpfile(op, op.NodeID, &op.in.create, &op.entry, &op.opened))

@@ -63,10 +63,20 @@ const FlagsReadOnly = FlagAsyncRead | FlagExportSupport | FlagBigWrites | FlagDo
 	FlagExplicitInvalData | FlagInitExt | FlagAllowIdmap
 
 // FlagsPassthrough is what a session grants that shows a host directory, before
-// what its configuration adds (locks, ACLs, write-back, security contexts, …).
-const FlagsPassthrough = FlagAsyncRead | FlagAtomicOTrunc | FlagExportSupport | FlagBigWrites |
+// what its configuration adds (locks, ACLs, write-back, security contexts, …). There
+// is no FlagExportSupport: a node that the guest forgot is not found again.
+const FlagsPassthrough = FlagAsyncRead | FlagAtomicOTrunc | FlagBigWrites |
 	FlagHasIoctlDir | FlagAutoInvalData | FlagDoReadDirPlus | FlagAsyncDIO | FlagParallelDirops |
 	FlagMaxPages | FlagInitExt | FlagCreateSuppGroup | FlagAllowIdmap
+
+// FlagsShared is what a session grants whose tree may hold images and host
+// directories side by side. What one of them must not have is left out for both:
+// host files change (FlagAutoInvalData, no cached links), and nodes of host files
+// cannot be found again once they are forgotten (no FlagExportSupport).
+const FlagsShared = FlagAsyncRead | FlagAtomicOTrunc | FlagBigWrites | FlagHasIoctlDir |
+	FlagAutoInvalData | FlagDoReadDirPlus | FlagReadDirPlusAuto | FlagAsyncDIO |
+	FlagParallelDirops | FlagMaxPages | FlagHandleKillprivV2 | FlagInitExt |
+	FlagCreateSuppGroup | FlagAllowIdmap
 
 // Bits of GetAttrIn.Flags.
 const GetAttrFh = 1 << 0

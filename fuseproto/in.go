@@ -53,6 +53,7 @@ type inHeader struct {
 	unique        uint64
 	nodeID        uint64
 	uid, gid, pid uint32
+	extLen        uint16 // of the extensions, in units of 8 bytes
 }
 
 func (h *inHeader) decode(b []byte) {
@@ -60,6 +61,7 @@ func (h *inHeader) decode(b []byte) {
 	h.len, h.opcode = le.Uint32(b), Opcode(le.Uint32(b[4:]))
 	h.unique, h.nodeID = le.Uint64(b[8:]), le.Uint64(b[16:])
 	h.uid, h.gid, h.pid = le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])
+	h.extLen = le.Uint16(b[36:])
 }
 
 // InitIn is the body of INIT (struct fuse_init_in).

@@ -128,7 +128,7 @@ func TestLayoutOfHeaders(t *testing.T) {
 	}
 	var h inHeader
 	h.decode(bytesOf(&theirs))
-	want := inHeader{theirs.Length, Opcode(theirs.Opcode), theirs.Unique, theirs.NodeId, theirs.Uid, theirs.Gid, theirs.Pid}
+	want := inHeader{theirs.Length, Opcode(theirs.Opcode), theirs.Unique, theirs.NodeId, theirs.Uid, theirs.Gid, theirs.Pid, theirs.TotalExtlen}
 	if h != want {
 		t.Errorf("header = %+v, want %+v", h, want)
 	}

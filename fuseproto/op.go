@@ -38,6 +38,10 @@ type Op struct {
 	body   []byte // private copy of the arguments: a part of inline or of the heap
 	cut    bool   // there was more than any honest request has: body ends early
 	inline [inlineBody]byte
+	extLen uint16 // as the header says
+	ext    []byte // extensions of a creating request; a part of body
+
+	progress uint64
 
 	// The reply: header, then reply[16:16+fixed], then what out counted. The
 	// fixed part is only copied to the guest once the method has succeeded.
@@ -112,6 +116,14 @@ func (op *Op) SessionFlags() uint64 {
 	}
 	return op.session.flags
 }
+
+// Progress returns what the last call of the same request left by SetProgress, 0
+// at first.
+func (op *Op) Progress() uint64 { return op.progress }
+
+// SetProgress leaves a word for the call that follows ErrWouldBlock: what has been
+// done by now and must not be done twice.
+func (op *Op) SetProgress(p uint64) { op.progress = p }
 
 // Shard spreads counters that many requests touch at once: a small number that
 // differs between Ops and never changes in the life of one.

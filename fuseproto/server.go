@@ -149,6 +149,7 @@ func (s *Server) receive(op *Op, m Message) error {
 	h.decode(head)
 	op.Opcode, op.Unique, op.NodeID = h.opcode, h.unique, h.nodeID
 	op.UID, op.GID, op.PID = h.uid, h.gid, h.pid
+	op.extLen, op.ext, op.progress = h.extLen, nil, 0
 	s.shards[op.shard].requests[op.counterIndex()].Add(1)
 	if n < inHeaderSize || h.len < inHeaderSize || uint64(h.len) > uint64(total(readable)) {
 		return s.refuse(op, fmt.Sprintf("length %d, have %d bytes", h.len, total(readable)))
@@ -290,7 +291,7 @@ func (s *Server) undeliverable(op *Op, err error) error {
 func (s *Server) finish(op *Op) {
 	s.shards[op.shard].done.Add(1)
 	op.drop()
-	op.session, op.ctx, op.body = nil, nil, nil
+	op.session, op.ctx, op.body, op.ext = nil, nil, nil, nil
 }
 
 // drop forgets all of the guest's memory.

@@ -59,6 +59,10 @@ type MountOptions struct {
 	// KeepIno shows the file system's own inode numbers, which must then be
 	// unique among all mounts.
 	KeepIno bool
+	// Submounts passes on where the file system says that another one begins
+	// below its root (fuseproto.AttrSubmount). The mount's own root is never
+	// announced.
+	Submounts bool
 	// Stop, if set, is called when the mount has been removed from the tree, and
 	// should make the requests that wait in it end soon.
 	Stop func()

@@ -39,7 +39,7 @@ func newMount(id uint32, path string, fs fuseproto.FileSystem, opts MountOptions
 	if path == "/" {
 		m.node = fuseproto.RootID
 	}
-	m.nodes = fuseproto.NodeMap{Base: uint64(id) << indexBits, Root: m.root, RootNode: m.node, KeepIno: opts.KeepIno}
+	m.nodes = fuseproto.NodeMap{Base: uint64(id) << indexBits, Root: m.root, RootNode: m.node, KeepIno: opts.KeepIno, Submounts: opts.Submounts}
 	m.gate.init()
 	return m, nil
 }
@@ -53,10 +53,12 @@ func (m *mount) overlaid(index uint64) bool {
 // it is a mount's root.
 func (m *mount) volatile(index uint64) bool { return index == m.root && !m.static }
 
-// attr turns attributes of the file system's into the tree's.
-func (m *mount) attr(a *fuseproto.Attr) {
+// attr turns attributes of the node index into the tree's.
+func (m *mount) attr(index uint64, a *fuseproto.Attr) {
 	a.Ino = m.nodes.Ino(a.Ino)
-	a.Flags &^= fuseproto.AttrSubmount // overlayfs refuses a layer that is an automount
+	if !m.opts.Submounts || index == m.root {
+		a.Flags &^= fuseproto.AttrSubmount // overlayfs refuses a layer that is an automount
+	}
 }
 
 // entry turns an entry of the file system's into the tree's.
@@ -70,8 +72,8 @@ func (m *mount) entry(e *fuseproto.Entry) error {
 	if m.volatile(e.Node) {
 		e.EntryTimeout, e.AttrTimeout = fuseproto.Timeout{}, fuseproto.Timeout{}
 	}
+	m.attr(e.Node, &e.Attr)
 	e.Node = m.nodes.Node(e.Node)
-	m.attr(&e.Attr)
 	return nil
 }
 

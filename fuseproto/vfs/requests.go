@@ -165,7 +165,7 @@ func (m *mount) attrOut(index uint64, out *fuseproto.AttrOut, err error) error {
 	if m.volatile(index) {
 		out.Timeout = fuseproto.Timeout{}
 	}
-	m.attr(&out.Attr)
+	m.attr(index, &out.Attr)
 	return nil
 }
 

@@ -20,6 +20,7 @@ var forbidden = []struct {
 	{"vhostuser/virtqueue", []string{"vhostuser/wire", "vhostuser/session"}},
 	{"vhostuser/session", []string{"vhostuser/virtqueue"}},
 	{"fuseproto/...", []string{"vhostuser", "rafs", "blobstore", "shim-integration", "guest"}},
+	{"fuseproto/passthrough", []string{"fuseproto/vfs", "vhostuser", "rafs", "blobstore", "shim-integration", "internal/hostfs", "net"}},
 	{"rafs", []string{"vhostuser", "fuseproto", "blobstore", "shim-integration", "rafs/v5", "rafs/v6", "rafs/fs"}},
 	{"rafs/v5", []string{"fuseproto", "blobstore", "rafs/v6", "net/http"}},
 	{"rafs/v6", []string{"fuseproto", "blobstore", "rafs/v5", "net/http"}},
