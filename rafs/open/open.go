@@ -18,6 +18,10 @@ type Options struct {
 	// WantDigest asks for Info.Digest, which costs reading the whole file. It
 	// is implied by Digest.
 	WantDigest bool
+	// VerifyMetadata wants the digests of all inodes recomputed, up to the
+	// root's, in time linear in the metadata. v6 has no such digests: an image of
+	// that version is then refused with ErrUnsupported.
+	VerifyMetadata bool
 }
 
 // ErrDigest reports a bootstrap that is not the one that was pinned.
@@ -34,7 +38,21 @@ func Image(path string, o Options) (rafs.Image, error) {
 		err := fmt.Errorf("open image %s: %w: sha256 %x, want %x", path, ErrDigest, img.Info().Digest, *o.Digest)
 		return nil, errors.Join(err, img.Close())
 	}
+	if o.VerifyMetadata {
+		if err := verify(img); err != nil {
+			return nil, errors.Join(fmt.Errorf("open image: verify_metadata: %w", err), img.Close())
+		}
+	}
 	return img, nil
+}
+
+// verify recomputes the digests of an image's inodes.
+func verify(img rafs.Image) error {
+	if v5, ok := img.(interface{ VerifyTree() error }); ok {
+		return v5.VerifyTree()
+	}
+	return fmt.Errorf("%s: %w: inodes of v%d have no digests (the bootstrap's own sha256 can be pinned instead)",
+		img.Info().Path, rafs.ErrUnsupported, img.Info().Version)
 }
 
 // key is what opens must agree on to share an image: the state of the file, and

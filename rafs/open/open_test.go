@@ -336,3 +336,44 @@ func TestChangedInPlace(t *testing.T) {
 		})
 	}
 }
+
+// TestVerifyMetadata: an image of v5 is opened only if the digests of its inodes
+// hold up to the root; one of v6 has none to hold.
+func TestVerifyMetadata(t *testing.T) {
+	for _, version := range []testimage.Version{testimage.V5, testimage.V6} {
+		img, err := testimage.Sample().Write(t.TempDir(), testimage.Options{Version: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened, err := open.Image(img.Bootstrap, open.Options{VerifyMetadata: true})
+		if version == testimage.V6 {
+			if !errors.Is(err, rafs.ErrUnsupported) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("v6: %v, want ErrUnsupported", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := opened.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(img.Bootstrap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[img.Layout.Inodes.Offset] ^= 1 // of the root, the first record
+		path := filepath.Join(t.TempDir(), "bad.boot")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := open.Image(path, open.Options{VerifyMetadata: true}); !errors.Is(err, rafs.ErrDamaged) || !strings.Contains(err.Error(), "digest") {
+			t.Errorf("a changed digest: %v", err)
+		}
+		if opened, err := open.Image(path, open.Options{}); err != nil {
+			t.Errorf("without the option: %v", err)
+		} else {
+			opened.Close()
+		}
+	}
+}

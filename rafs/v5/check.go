@@ -21,6 +21,7 @@ func (im *Image) Check(report func(rafs.Fault) bool) (err error) {
 	c.directories()
 	c.orphans()
 	c.chunks()
+	c.digests()
 	return nil
 }
 
@@ -203,6 +204,19 @@ func (c *checker) chunks() {
 		off := uint64(b.Ref) * recordUnit
 		c.fault(off, "", rafs.Damaged("chunk record", off,
 			"chunks %d and %d of blob %d overlap in the uncompressed address space at %d", a.Index, b.Index, a.Blob, b.Off))
+		return !c.stopped
+	})
+}
+
+// digests recomputes what each inode's digest covers, up to the root.
+func (c *checker) digests() {
+	if c.stopped {
+		return
+	}
+	c.im.eachDigest(func(n *inode, err error) bool {
+		if n != nil { // what cannot be read was reported by records
+			c.fault(n.off, c.path(n.index), err)
+		}
 		return !c.stopped
 	})
 }

@@ -158,9 +158,10 @@ type FSCache struct {
 
 // RAFS says how the file system behaves.
 type RAFS struct {
-	Mode            string   `json:"mode"`       // direct or cached; no difference here
-	BatchSize       uint64   `json:"batch_size"` // bytes that one read of a blob may be widened to
-	Validate        bool     `json:"validate"`   // without effect: verification is always on
+	Mode            string   `json:"mode"`                      // direct or cached; no difference here
+	BatchSize       uint64   `json:"batch_size"`                // bytes that one read of a blob may be widened to
+	Validate        bool     `json:"validate"`                  // without effect: verification is always on
+	VerifyMetadata  bool     `json:"verify_metadata,omitempty"` // ours: recompute the digests of all inodes before the mount
 	EnableXattr     bool     `json:"enable_xattr"`
 	IOStatsFiles    bool     `json:"iostats_files"`
 	AccessPattern   bool     `json:"access_pattern"`

@@ -19,7 +19,7 @@ const snapshotter = `{"device":{"backend":{"type":"registry","config":{"readahea
 "repo":"library/app","auth":"dXNlcjpwYXNz","scheme":"http","proxy":{"fallback":false},"retry_limit":3,
 "mirrors":[{"host":"http://mirror.test","headers":{"X-Dragonfly":"a"},"failure_limit":2}],"dir":"/foreign"}},
 "cache":{"type":"blobcache","config":{"work_dir":"/var/lib/cache","disable_indexed_map":false}},"id":"/123"},
-"mode":"direct","digest_validate":true,"enable_xattr":true,"amplify_io":65536,"warmup":1,"id_mapping":[0,1,2],
+"mode":"direct","digest_validate":true,"verify_metadata":true,"enable_xattr":true,"amplify_io":65536,"warmup":1,"id_mapping":[0,1,2],
 "fs_prefetch":{"enable":true,"threads_count":4}}`
 
 func TestParseV1(t *testing.T) {
@@ -52,7 +52,7 @@ func TestParseV1(t *testing.T) {
 	if d := cmp.Diff(want, c.Cache.Prefetch); d != "" {
 		t.Errorf("cache prefetch is not taken from fs_prefetch (-want +got):\n%s", d)
 	}
-	if !c.RAFS.EnableXattr || !c.RAFS.Validate || c.RAFS.BatchSize != 65536 {
+	if !c.RAFS.EnableXattr || !c.RAFS.VerifyMetadata || !c.RAFS.Validate || c.RAFS.BatchSize != 65536 {
 		t.Errorf("rafs = %+v", c.RAFS)
 	}
 	if err := c.Supported(); err != nil {

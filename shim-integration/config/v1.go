@@ -21,6 +21,7 @@ func readV1(top object) (*Config, error) {
 			Mode:            top.str("mode", ""),
 			BatchSize:       top.uint("amplify_io", defaultBatchSize, math.MaxInt64),
 			Validate:        top.boolean("digest_validate", false),
+			VerifyMetadata:  top.boolean("verify_metadata", false),
 			EnableXattr:     top.boolean("enable_xattr", false),
 			IOStatsFiles:    top.boolean("iostats_files", false),
 			AccessPattern:   top.boolean("access_pattern", false),

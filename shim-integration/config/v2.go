@@ -44,6 +44,7 @@ func readV2(top object) (*Config, error) {
 			Mode:            o.str("mode", defaultMode),
 			BatchSize:       o.uint("batch_size", defaultBatchSize, math.MaxInt64),
 			Validate:        o.boolean("validate", false),
+			VerifyMetadata:  o.boolean("verify_metadata", false),
 			EnableXattr:     o.boolean("enable_xattr", false),
 			IOStatsFiles:    o.boolean("iostats_files", false),
 			AccessPattern:   o.boolean("access_pattern", false),

@@ -43,7 +43,7 @@ type image struct {
 
 // openImage implements opener.
 func (i *images) openImage(_ context.Context, source string, c *config.Config) (fuseproto.FileSystem, func(), error) {
-	img, err := open.Image(source, open.Options{})
+	img, err := open.Image(source, open.Options{VerifyMetadata: c.RAFS.VerifyMetadata})
 	if err != nil {
 		return nil, nil, err
 	}
