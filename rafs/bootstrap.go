@@ -18,15 +18,16 @@ import (
 // v5 format and more than any v6 image in practice.
 const MaxBootstrapSize = 0x8000_0000
 
-// Bootstrap is a bootstrap file mapped read-only. It may be shared: Retain adds
+// Bootstrap is a bootstrap mapped read-only: a file, a part of one (a blob that
+// holds its own bootstrap), or what such a part was decompressed to. It may be shared: Retain adds
 // a holder, Close removes one, and the last one unmaps.
 //
 // The bytes belong to whoever can write the file. They are read once, into a
 // local, before they are checked and used, and only inside a function that has
 // Guard deferred.
 type Bootstrap struct {
-	data    []byte // the whole file; immutable slice, mutable content
-	mapped  bool
+	data    []byte // the bootstrap; immutable slice, mutable content
+	memory  []byte // what is mapped and holds it: the whole file; nil = not mapped
 	path    string
 	id      FileID
 	holders atomic.Int32
@@ -73,7 +74,7 @@ func Map(f *os.File) (*Bootstrap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map: %w", err)
 	}
-	b := &Bootstrap{data: data, mapped: true, path: f.Name(), id: id}
+	b := &Bootstrap{data: data, memory: data, path: f.Name(), id: id}
 	b.holders.Store(1)
 	return b, nil
 }
@@ -86,7 +87,33 @@ func NewBootstrap(name string, data []byte) *Bootstrap {
 	return b
 }
 
-// Data returns the bytes of the file. See the type's comment for how to read
+// Narrow makes the bootstrap a part of the file, [off, off+n), which lies in it.
+// It must be called before the Bootstrap is shared.
+func (b *Bootstrap) Narrow(off, n uint64) { b.data = b.data[off : off+n : off+n] }
+
+// Replace makes the bootstrap size bytes of memory of its own, outside of the
+// heap, which fill fills, and unmaps the file. It must be called before the
+// Bootstrap is shared. On failure nothing is changed.
+func (b *Bootstrap) Replace(size uint64, fill func(dst []byte) error) error {
+	if size == 0 || size > MaxBootstrapSize {
+		return fmt.Errorf("%w: %d bytes, a bootstrap has at most %d", ErrNotRAFS, size, MaxBootstrapSize)
+	}
+	fresh, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return fmt.Errorf("memory for a bootstrap of %d bytes: %w", size, err)
+	}
+	if err := fill(fresh); err != nil {
+		return errors.Join(err, unix.Munmap(fresh))
+	}
+	old := b.memory
+	b.data, b.memory = fresh, fresh
+	if old == nil {
+		return nil
+	}
+	return unix.Munmap(old)
+}
+
+// Data returns the bytes of the bootstrap. See the type's comment for how to read
 // them.
 func (b *Bootstrap) Data() []byte { return b.data }
 
@@ -125,12 +152,12 @@ func (b *Bootstrap) Close() error {
 	if b.onLast != nil {
 		b.onLast()
 	}
-	data := b.data
-	b.data = nil
-	if !b.mapped {
+	memory := b.memory
+	b.data, b.memory = nil, nil
+	if memory == nil {
 		return nil
 	}
-	if err := unix.Munmap(data); err != nil {
+	if err := unix.Munmap(memory); err != nil {
 		return fmt.Errorf("unmap %s: %w", b.path, err)
 	}
 	return nil
@@ -166,9 +193,9 @@ func (b *Bootstrap) Guard(panicOnFault bool, err *error) {
 }
 
 func (b *Bootstrap) contains(addr uintptr) bool {
-	if !b.mapped || len(b.data) == 0 {
+	if len(b.memory) == 0 {
 		return false
 	}
-	base := uintptr(unsafe.Pointer(unsafe.SliceData(b.data)))
-	return addr >= base && addr-base < uintptr(len(b.data))
+	base := uintptr(unsafe.Pointer(unsafe.SliceData(b.memory)))
+	return addr >= base && addr-base < uintptr(len(b.memory))
 }

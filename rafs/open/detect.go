@@ -11,13 +11,23 @@ import (
 	"github.com/rafsd/rafsd/rafs/v6"
 )
 
-const erofsCompatRAFS = 0x4000_0000
+// What marks an EROFS image as one of RAFS: a compatible feature; before the
+// first release it was an incompatible one.
+const (
+	erofsCompatRAFS   = 0x4000_0000
+	erofsIncompatRAFS = 0x4000_0000
+)
 
-// Bootstrap opens an image over a bootstrap in memory, by what its magic says.
+// Bootstrap opens an image over a bootstrap in memory, by what its magic says. A
+// blob that holds a bootstrap is as good as the bootstrap; b is then narrowed to
+// it.
 // On success the image holds b, and Close of the image gives it back; on failure
 // b stays with the caller. What is not a RAFS image wraps ErrNotRAFS; what is
 // one that this reader does not serve wraps ErrUnsupported and names the reason.
 func Bootstrap(b *rafs.Bootstrap) (rafs.Image, error) {
+	if err := narrow(b); err != nil {
+		return nil, err
+	}
 	version, err := detect(b)
 	if err != nil {
 		return nil, err
@@ -51,6 +61,9 @@ func detect(b *rafs.Bootstrap) (version int, err error) {
 		}
 		return 5, nil
 	case len(data) >= v6.MagicOffset+12 && le.Uint32(data[v6.MagicOffset:]) == v6.Magic:
+		if len(data) >= v6.MagicOffset+84 && le.Uint32(data[v6.MagicOffset+80:])&erofsIncompatRAFS != 0 {
+			return 0, rafs.Unsupported("a pre-release v6 layout (of the turn of 2021): the image must be built again")
+		}
 		if le.Uint32(data[v6.MagicOffset+8:])&erofsCompatRAFS == 0 {
 			return 0, fmt.Errorf("%w: an EROFS image without the RAFS mark (a plain one, or one of nydus 3, which is not supported yet)",
 				rafs.ErrNotRAFS)
@@ -65,18 +78,11 @@ func refuse(data []byte) error {
 	if n := len(data); n >= 4 && binary.LittleEndian.Uint32(data[n-4:]) == blobMetaMagic {
 		return fmt.Errorf("%w: a data blob (it ends with a header of chunk information)", rafs.ErrNotRAFS)
 	}
-	if len(data) >= tarBlock {
-		// A blob's sections are followed by tar headers.
-		switch tail := data[len(data)-tarBlock:]; {
-		case !isTarHeader(tail):
-		case tarName(tail) == "image.boot" || tarName(tail) == "rafs.blob.toc":
-			return rafs.Unsupported("a data blob with an inlined bootstrap (its last section is %s)", tarName(tail))
-		case tarName(tail) == "image.blob" || tarName(tail) == "blob.meta" || tarName(tail) == "blob.digest":
-			return fmt.Errorf("%w: a data blob (its last section is %s)", rafs.ErrNotRAFS, tarName(tail))
-		}
+	if s, ok := lastSection(data, uint64(len(data))); ok {
+		return fmt.Errorf("%w: a data blob (its last section is %s)", rafs.ErrNotRAFS, s.name)
 	}
 	switch {
-	case bytes.HasPrefix(data, []byte{0x28, 0xB5, 0x2F, 0xFD}):
+	case bytes.HasPrefix(data, zstdMagic):
 		return rafs.Unsupported("a zstd stream: a compressed bootstrap, or a layer that was not unpacked")
 	case bytes.HasPrefix(data, []byte{0x1F, 0x8B}):
 		return rafs.Unsupported("a gzip stream: the layer of an image, its image/image.boot is the bootstrap")
@@ -90,12 +96,3 @@ const (
 	tarBlock      = 512
 	blobMetaMagic = 0xB10BB10B
 )
-
-func isTarHeader(b []byte) bool {
-	return len(b) >= tarBlock && string(b[257:262]) == "ustar"
-}
-
-func tarName(header []byte) string {
-	name, _, _ := bytes.Cut(header[:100], []byte{0})
-	return string(name)
-}

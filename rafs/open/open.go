@@ -144,18 +144,16 @@ func (t *table) publish(k key, s shared) rafs.Image {
 	return other.img
 }
 
-// openDigested opens a mapped bootstrap and fills in its digest if it is wanted.
+// openDigested opens a mapped bootstrap and fills in its digest if it is wanted:
+// that of the bootstrap, also where a blob holds it.
 func openDigested(b *rafs.Bootstrap, digest bool) (rafs.Image, error) {
-	var sum [32]byte
-	if digest {
-		var err error
-		if sum, err = b.SHA256(); err != nil {
-			return nil, err
-		}
-	}
 	img, err := Bootstrap(b)
+	if err != nil || !digest {
+		return img, err
+	}
+	sum, err := b.SHA256()
 	if err != nil {
-		return nil, err
+		return nil, err // b is the caller's to close, and with it all of img
 	}
 	img.Info().Digest = sum // not shared yet
 	return img, nil

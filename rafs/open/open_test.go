@@ -44,12 +44,6 @@ func TestRefused(t *testing.T) {
 		copy(b[off:], with)
 		return b
 	}
-	tarHeader := func(name string) []byte {
-		h := make([]byte, 512)
-		copy(h, name)
-		copy(h[257:], "ustar  \x00")
-		return h
-	}
 	for name, tt := range map[string]struct {
 		content []byte
 		is      error
@@ -60,12 +54,13 @@ func TestRefused(t *testing.T) {
 		"zeros":              {make([]byte, 1<<16), rafs.ErrNotRAFS, "no magic"},
 		"zstd":               {[]byte{0x28, 0xB5, 0x2F, 0xFD, 0}, rafs.ErrUnsupported, "zstd"},
 		"gzip":               {[]byte{0x1F, 0x8B, 8, 0}, rafs.ErrUnsupported, "gzip"},
-		"tar":                {append(tarHeader("image/"), make([]byte, 1024)...), rafs.ErrUnsupported, "tar file"},
-		"inlined bootstrap":  {append(make([]byte, 9000), tarHeader("image.boot")...), rafs.ErrUnsupported, "inlined bootstrap"},
-		"blob with toc":      {append(make([]byte, 9000), tarHeader("rafs.blob.toc")...), rafs.ErrUnsupported, "inlined bootstrap"},
-		"blob with header":   {append(make([]byte, 9000), tarHeader("blob.meta")...), rafs.ErrNotRAFS, "data blob"},
+		"tar":                {append(tarHeader("image/", 0), make([]byte, 1024)...), rafs.ErrUnsupported, "tar file"},
+		"no bootstrap":       {append(make([]byte, 9000), tarHeader("image.boot", 9000)...), rafs.ErrNotRAFS, "no magic"},
+		"blob with toc":      {append(make([]byte, 9000), tarHeader("rafs.blob.toc", 0)...), rafs.ErrNotRAFS, "without a bootstrap in it"},
+		"blob with header":   {append(make([]byte, 9000), tarHeader("blob.meta", 100)...), rafs.ErrNotRAFS, "data blob"},
 		"blob":               {append(make([]byte, 9000), 0x0B, 0xB1, 0x0B, 0xB1), rafs.ErrNotRAFS, "data blob"},
 		"v4":                 {change(v5, 4, 0, 4, 0, 0), rafs.ErrUnsupported, "0x400"},
+		"pre-release v6":     {change(v6, 1024+80, 0xC, 0, 0, 0x40), rafs.ErrUnsupported, "pre-release v6"},
 		"plain EROFS":        {change(v6, 1024+8, 0, 0, 0, 0), rafs.ErrNotRAFS, "EROFS image without the RAFS mark"},
 		"v5, only the magic": {v5[:8], rafs.ErrDamaged, "8 bytes"},
 		"v5, cut":            {v5[:8192], rafs.ErrDamaged, "8192 bytes"},
