@@ -23,8 +23,11 @@ type Blob struct {
 	src  backend.Source
 
 	view    atomic.Pointer[cache.View] // nil until the first Fetch opened the entry
-	opening chan struct{}              // the token of who opens it
+	opening chan struct{}              // the token of who opens it, or resolves places
 	group   *group                     // set before view
+
+	places  atomic.Pointer[Places] // nil until the first chunk had to be fetched
+	scratch []*cache.Scratch       // memory of places; guarded by opening
 
 	counters counters
 }
@@ -147,7 +150,8 @@ func (b *Blob) Close() error {
 		return nil
 	}
 	b.s.leave(b.group)
-	return v.Release()
+	b.places.Store(nil)
+	return errors.Join(b.freeScratch(), v.Release())
 }
 
 // Stats returns the blob's counters.

@@ -19,29 +19,51 @@ const (
 )
 
 // knownFlags are those that say nothing which we could not honour.
-const knownFlags = ChunkCompressed | ChunkHasCRC | ChunkNoDigest
+const knownFlags = ChunkCompressed | ChunkEncrypted | ChunkShared | ChunkHasCRC | ChunkNoDigest
 
 // check says what is wrong with the description of a chunk of this blob.
 func (d *BlobDesc) check(c *Chunk) error {
-	switch {
-	case c.Flags&^knownFlags != 0:
-		return fmt.Errorf("chunk flags %#x are not supported", uint32(c.Flags&^knownFlags))
-	case c.UncompressedSize == 0 || c.UncompressedSize > MaxChunkSize:
-		return fmt.Errorf("chunk of %d bytes, the limit is %d", c.UncompressedSize, MaxChunkSize)
-	case c.CompressedSize == 0 || c.CompressedSize > MaxStoredSize:
-		return fmt.Errorf("chunk stored in %d bytes, the limit is %d", c.CompressedSize, MaxStoredSize)
-	case c.Flags&ChunkCompressed == 0 && c.CompressedSize != c.UncompressedSize:
-		return fmt.Errorf("chunk of %d bytes is stored plain in %d", c.UncompressedSize, c.CompressedSize)
+	if err := d.checkBytes(c); err != nil {
+		return err
 	}
-	stored, space := uint64(maxBlobSize), uint64(maxBlobSize)
+	return d.checkStored(c)
+}
+
+// checkStored checks where and how the chunk is stored.
+func (d *BlobDesc) checkStored(c *Chunk) error {
+	plain := c.UncompressedSize
+	if c.Flags&ChunkEncrypted != 0 {
+		plain = uint32(codec.StoredSize(int(plain)))
+	}
+	stored := uint64(maxBlobSize)
 	if d.CompressedSize != 0 {
 		stored = min(stored, d.CompressedSize)
 	}
+	switch {
+	case c.Flags&^knownFlags != 0:
+		return fmt.Errorf("chunk flags %#x are not supported", uint32(c.Flags&^knownFlags))
+	case c.Flags&ChunkShared != 0 && d.Places == nil:
+		return fmt.Errorf("chunk flags %#x, and nothing describes what it shares its bytes with", uint32(c.Flags))
+	case c.Flags&ChunkEncrypted != 0 && d.Cipher == nil:
+		return errNoKey
+	case c.CompressedSize == 0 || c.CompressedSize > MaxStoredSize:
+		return fmt.Errorf("chunk stored in %d bytes, the limit is %d", c.CompressedSize, MaxStoredSize)
+	case c.Flags&(ChunkCompressed|ChunkShared) == 0 && c.CompressedSize != plain:
+		return fmt.Errorf("chunk of %d bytes is stored plain in %d", c.UncompressedSize, c.CompressedSize)
+	case uint64(c.CompressedSize) > stored || c.CompressedOffset > stored-uint64(c.CompressedSize):
+		return fmt.Errorf("stored bytes %d+%d are outside the blob's %d", c.CompressedOffset, c.CompressedSize, stored)
+	}
+	return nil
+}
+
+// checkBytes checks what the chunk is, wherever it is stored.
+func (d *BlobDesc) checkBytes(c *Chunk) error {
+	if c.UncompressedSize == 0 || c.UncompressedSize > MaxChunkSize {
+		return fmt.Errorf("chunk of %d bytes, the limit is %d", c.UncompressedSize, MaxChunkSize)
+	}
+	space := uint64(maxBlobSize)
 	if d.UncompressedSize != 0 {
 		space = min(space, (min(space, d.UncompressedSize)+4095)&^4095)
-	}
-	if uint64(c.CompressedSize) > stored || c.CompressedOffset > stored-uint64(c.CompressedSize) {
-		return fmt.Errorf("stored bytes %d+%d are outside the blob's %d", c.CompressedOffset, c.CompressedSize, stored)
 	}
 	if uint64(c.UncompressedSize) > space || c.UncompressedOffset > space-uint64(c.UncompressedSize) {
 		return fmt.Errorf("address %d+%d is outside the blob's %d", c.UncompressedOffset, c.UncompressedSize, space)
@@ -61,30 +83,16 @@ func (d *BlobDesc) desc(c *Chunk, out *cache.Desc) {
 	}
 	if c.Flags&ChunkNoDigest != 0 {
 		b[1] = byte(d.Compressor)
-		le.PutUint64(b[16:], c.CompressedOffset)
-		le.PutUint32(b[24:], c.CompressedSize)
-		le.PutUint32(b[28:], uint32(c.Flags))
+		if d.Places == nil {
+			le.PutUint64(b[16:], c.CompressedOffset)
+			le.PutUint32(b[24:], c.CompressedSize)
+			le.PutUint32(b[28:], uint32(c.Flags))
+		}
 	}
 	*out = cache.Desc{Off: c.UncompressedOffset, Size: c.UncompressedSize, Extra: codec.CRC32C(b[:])}
 	if c.Flags&ChunkNoDigest == 0 {
 		out.Digest = c.Digest
 	}
-}
-
-// verify compares the uncompressed bytes of a chunk with what the image
-// promises.
-func (d *BlobDesc) verify(c *Chunk, p []byte) error {
-	switch {
-	case c.Flags&ChunkNoDigest == 0:
-		if got := codec.Sum(codec.Digester(d.Digester), p); got != c.Digest {
-			return fmt.Errorf("%w: %x, the image says %x", ErrDigestMismatch, got[:], c.Digest[:])
-		}
-	case c.Flags&ChunkHasCRC != 0:
-		if got := codec.CRC32C(p); got != c.CRC32C {
-			return fmt.Errorf("%w: CRC-32C %#08x, the image says %#08x", ErrDigestMismatch, got, c.CRC32C)
-		}
-	}
-	return nil
 }
 
 // tableForCache shows the cache what it must know of a blob's chunks.
@@ -98,7 +106,12 @@ func (t *tableForCache) Len() uint32 { return t.d.Table.Len() }
 
 func (t *tableForCache) Desc(i uint32, out *cache.Desc) bool {
 	var c Chunk
-	if t.d.Table.Chunk(i, &c) != nil || t.d.check(&c) != nil {
+	if t.d.Table.Chunk(i, &c) != nil {
+		return false
+	}
+	// Where places are loaded, they come later, and are not needed for bytes that
+	// are there already.
+	if t.d.Places != nil && t.d.checkBytes(&c) != nil || t.d.Places == nil && t.d.check(&c) != nil {
 		return false
 	}
 	t.weak = t.weak || c.Flags&ChunkNoDigest != 0

@@ -1,9 +1,11 @@
 package blobstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rafsd/rafsd/blobstore/cache"
@@ -24,6 +26,15 @@ func (b *Blob) fetch(ctx context.Context, first, last uint32) error {
 		var c Chunk // where it is, if that can be said
 		_ = b.desc.Table.Chunk(first, &c)
 		return b.chunkError("store", &c, err)
+	}
+	ready, err := b.ready(v, first, last)
+	if err != nil || ready {
+		return err
+	}
+	if err := b.resolve(ctx); err != nil {
+		var c Chunk
+		_ = b.desc.Table.Chunk(first, &c)
+		return b.chunkError("fetch", &c, err)
 	}
 	runs, err := b.plan(v, first, last)
 	if err != nil || len(runs) == 0 {
@@ -68,15 +79,39 @@ func (b *Blob) fetch(ctx context.Context, first, last uint32) error {
 	return nil
 }
 
+// ready reports whether all chunks of [first, last] are.
+func (b *Blob) ready(v *cache.View, first, last uint32) (ready bool, err error) {
+	err = cache.Guard(func() error {
+		for i := first; ; i++ {
+			if !v.Ready(i) {
+				return nil
+			}
+			if i == last {
+				ready = true
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		err = b.chunkError("fetch", &Chunk{}, err)
+	}
+	return ready, err
+}
+
 // plan reads the table and groups the chunks of [first, last] that are not
-// ready into runs of neighbours, and adds to the last run what follows it. The
-// loads are not yet registered anywhere.
+// ready into runs of neighbours. It adds to each run the chunks that share bytes
+// with it, and to the last run what follows it. The loads are not yet registered
+// anywhere.
 func (b *Blob) plan(v *cache.View, first, last uint32) (runs [][]*load, err error) {
 	err = cache.Guard(func() error {
 		var run []*load
 		for i := first; ; i++ {
 			if !v.Ready(i) {
-				l, err := b.load(v, i)
+				var before *load
+				if len(run) > 0 {
+					before = run[len(run)-1]
+				}
+				l, err := b.load(v, i, before)
 				if err != nil {
 					return err
 				}
@@ -85,7 +120,7 @@ func (b *Blob) plan(v *cache.View, first, last uint32) (runs [][]*load, err erro
 					run = nil
 				}
 				run = append(run, l)
-			} else if len(run) > 0 {
+			} else if n := len(run); n > 0 && run[n-1].ctx == nil {
 				runs = append(runs, run)
 				run = nil
 			}
@@ -94,7 +129,10 @@ func (b *Blob) plan(v *cache.View, first, last uint32) (runs [][]*load, err erro
 			}
 		}
 		if len(run) > 0 {
-			runs = append(runs, b.extend(v, run))
+			runs = append(runs, run)
+		}
+		for k, run := range runs {
+			runs[k] = b.extend(v, b.share(v, run), k == len(runs)-1)
 		}
 		return nil
 	})
@@ -106,17 +144,28 @@ func (b *Blob) plan(v *cache.View, first, last uint32) (runs [][]*load, err erro
 	return runs, nil
 }
 
-// load reads and checks the description of chunk i.
-func (b *Blob) load(v *cache.View, i uint32) (*load, error) {
+// load reads and checks the description of chunk i. before is a load whose
+// context this one may have too, or nil.
+func (b *Blob) load(v *cache.View, i uint32, before *load) (*load, error) {
 	l := &load{index: i}
 	if err := b.desc.Table.Chunk(i, &l.chunk); err != nil {
 		return nil, b.chunkError("fetch", &Chunk{}, fmt.Errorf("chunk %d: %w", i, err))
 	}
-	if err := b.desc.check(&l.chunk); err != nil {
-		return nil, b.chunkError("fetch", &l.chunk, fmt.Errorf("chunk %d: %w", i, err))
-	}
 	var d cache.Desc
 	b.desc.desc(&l.chunk, &d)
+	err := b.desc.checkBytes(&l.chunk)
+	if err == nil && b.desc.Places != nil {
+		err = b.desc.Merge(*b.places.Load(), i, &l.chunk)
+	}
+	if err == nil {
+		err = b.desc.checkStored(&l.chunk)
+	}
+	if err == nil && l.chunk.Flags&ChunkShared != 0 {
+		err = b.context(l, before)
+	}
+	if err != nil {
+		return nil, b.chunkError("fetch", &l.chunk, fmt.Errorf("chunk %d: %w", i, err))
+	}
 	ok, err := v.Matches(i, &d)
 	if err == nil && !ok {
 		err = errChanged
@@ -129,32 +178,97 @@ func (b *Blob) load(v *cache.View, i uint32) (*load, error) {
 
 var errChanged = errors.New("the image's chunk table changed under us")
 
+// context fills in the context of l. The dictionary is copied: the places may go
+// with the blob while the chunk is in flight.
+func (b *Blob) context(l, before *load) error {
+	if before != nil && before.chunk.sharesWith(&l.chunk) {
+		l.ctx = before.ctx
+		return nil
+	}
+	x := new(Context)
+	if err := (*b.places.Load()).Context(l.chunk.Context, x); err != nil {
+		return err
+	}
+	if x.Size > MaxChunkSize || l.chunk.UncompressedSize > x.Size || l.chunk.ContextOffset > x.Size-l.chunk.UncompressedSize {
+		return fmt.Errorf("bytes %d+%d of its context, which has %d", l.chunk.ContextOffset, l.chunk.UncompressedSize, x.Size)
+	}
+	x.Window.Dict = bytes.Clone(x.Window.Dict)
+	l.ctx = x
+	return nil
+}
+
 // follows reports whether l can be brought by the request that brings run.
+// Contexts of a gzip stream are brought one by one: they overlap, and each is large.
 func (b *Blob) follows(run []*load, l *load) bool {
+	last := &run[len(run)-1].chunk
+	if l.chunk.sharesWith(last) {
+		return true
+	}
+	if (l.chunk.Flags|last.Flags)&ChunkZran != 0 {
+		return false
+	}
 	begin, end := run[0].chunk.CompressedOffset, run[len(run)-1].end()
 	return l.chunk.CompressedOffset >= end &&
 		l.chunk.CompressedOffset-end <= maxGap &&
 		l.end()-begin <= b.s.o.Amplification
 }
 
-// extend adds the chunks behind run that are not ready, as long as the request
-// has room. Chunks that the image does not know, or describes badly, are passed
-// over: who wants one of them will be told.
-func (b *Blob) extend(v *cache.View, run []*load) []*load {
-	n := b.desc.Table.Len()
-	last := run[len(run)-1].index
-	for i := last + 1; i < n && i-last <= MaxFetch; i++ {
-		if v.Ready(i) {
-			break
-		}
-		l, err := b.load(v, i)
+// maxSharing is how many chunks before or behind one that is asked for are looked
+// at for chunks that come with it, having the same stored bytes.
+const maxSharing = 1024
+
+// share adds the chunks before run that share stored bytes with its first one
+// and are not ready. They are put behind that one, so that a run begins with a
+// chunk that was asked for.
+func (b *Blob) share(v *cache.View, run []*load) []*load {
+	first := run[0]
+	if first.ctx == nil {
+		return run
+	}
+	var more []*load
+	for i := first.index; i > 0 && first.index-i < maxSharing; i-- {
+		l, err := b.load(v, i-1, first)
 		if err != nil {
 			continue
 		}
-		if !b.follows(run, l) {
+		if !l.chunk.sharesWith(&first.chunk) {
 			break
 		}
-		run = append(run, l)
+		if !v.Ready(i - 1) {
+			more = append(more, l)
+		}
+	}
+	return slices.Insert(run, 1, more...)
+}
+
+// extend adds the chunks behind run that are not ready: those that share stored
+// bytes with the last one, and, if ahead is set, others as long as the request has
+// room. Chunks that the image does not know, or describes badly, are passed over:
+// who wants one of them will be told.
+func (b *Blob) extend(v *cache.View, run []*load, ahead bool) []*load {
+	n := b.desc.Table.Len()
+	last := run[0].index
+	for _, l := range run {
+		last = max(last, l.index)
+	}
+	limit := uint32(MaxFetch)
+	for i := last + 1; i < n && i-last <= limit; i++ {
+		before := run[len(run)-1]
+		ready := v.Ready(i)
+		if ready && before.ctx == nil {
+			break
+		}
+		l, err := b.load(v, i, before)
+		if err != nil {
+			continue
+		}
+		shares := l.chunk.sharesWith(&before.chunk)
+		if shares && i-last > maxSharing || !shares && (ready || !ahead || !b.follows(run, l)) {
+			break
+		}
+		if !ready {
+			run = append(run, l)
+		}
 	}
 	return run
 }

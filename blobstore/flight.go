@@ -190,20 +190,28 @@ func (f *flight) pass(rest []*load, again bool) (landed int, err error) {
 	}
 	defer r.Close()
 	at := off
-	for _, l := range run {
+	for len(run) > 0 {
+		l, n := run[0], 1
+		for n < len(run) && run[n].chunk.sharesWith(&l.chunk) {
+			n++
+		}
 		if gap := int64(l.chunk.CompressedOffset - at); gap > 0 {
 			if _, err := io.CopyN(io.Discard, r, gap); err != nil {
 				return landed, short(err)
 			}
 		}
-		ok, err := f.bring(r, l)
+		var brought int
+		if l.ctx != nil {
+			brought, err = f.bringShared(r, run[:n])
+		} else {
+			brought, err = f.bring(r, l)
+		}
+		landed += brought
 		if err != nil {
 			return landed, err
 		}
-		if ok {
-			landed++
-		}
 		at = l.end()
+		run = run[n:]
 	}
 	return landed, nil
 }
@@ -218,49 +226,108 @@ func neighbours(rest []*load) []*load {
 	return rest[:n]
 }
 
-// bring reads, decodes, verifies and stores the next chunk of r. It reports
-// whether the chunk is ready; an error is the backend's.
-func (f *flight) bring(r io.Reader, l *load) (ok bool, err error) {
+// bring reads, decodes, verifies and stores the next chunk of r. It returns 1 if
+// the chunk is ready then; an error is the backend's.
+func (f *flight) bring(r io.Reader, l *load) (landed int, err error) {
 	b, c := f.b, &l.chunk
+	apart := c.Flags&ChunkCompressed != 0 || c.CompressedSize != c.UncompressedSize
 	need := int64(c.UncompressedSize)
-	if c.Flags&ChunkCompressed != 0 {
+	if apart {
 		need += int64(c.CompressedSize)
 	}
 	if err := b.s.mem.Acquire(f.ctx, need); err != nil {
-		return false, err
+		return 0, err
 	}
 	defer b.s.mem.Release(need)
 	plain := getBuffer(int(c.UncompressedSize))
 	defer putBuffer(plain)
 	stored := plain
-	if c.Flags&ChunkCompressed != 0 {
+	if apart {
 		stored = getBuffer(int(c.CompressedSize))
 		defer putBuffer(stored)
 	}
 	if _, err := io.ReadFull(r, *stored); err != nil {
-		return false, short(err)
+		return 0, short(err)
 	}
-	f.b.count(statBytes, uint64(c.CompressedSize))
-	op, err := f.decode(c, *plain, *stored)
+	b.count(statBytes, uint64(c.CompressedSize))
+	op, err := f.decode(c, func() (string, error) { return b.desc.Decode(c, *plain, *stored) })
 	if err != nil {
-		if f.ctx.Err() != nil {
-			return false, f.ctx.Err()
-		}
-		if j, ok := r.(backend.Rejecter); ok {
-			j.Reject()
-		}
-		f.wrong(l, b.chunkError(op, c, err))
-		return false, nil
+		return 0, f.reject(r, []*load{l}, op, err)
 	}
-	if err := f.v.Store(l.index, *plain); err != nil {
-		f.b.count(statStoreErrors, 1)
+	b.count(statDecoded, uint64(c.UncompressedSize))
+	return f.keep(r, l, *plain)
+}
+
+// bringShared reads and decodes the stored bytes that all of loads share, and
+// verifies and stores each chunk. It returns how many are ready then.
+func (f *flight) bringShared(r io.Reader, loads []*load) (landed int, err error) {
+	b, c, x := f.b, &loads[0].chunk, loads[0].ctx
+	size := x.Size
+	if x.Inflate { // what is behind the last chunk is of no use
+		size = 0
+		for _, l := range loads {
+			size = max(size, l.chunk.ContextOffset+l.chunk.UncompressedSize)
+		}
+	}
+	need := int64(size) + int64(c.CompressedSize)
+	if err := b.s.mem.Acquire(f.ctx, need); err != nil {
+		return 0, err
+	}
+	defer b.s.mem.Release(need)
+	plain, stored := getBuffer(int(size)), getBuffer(SharedBuffer(c.CompressedSize))
+	defer putBuffer(plain)
+	defer putBuffer(stored)
+	if _, err := io.ReadFull(r, SharedBytes(*stored)); err != nil {
+		return 0, short(err)
+	}
+	b.count(statBytes, uint64(c.CompressedSize))
+	op, err := f.decode(c, func() (string, error) { return b.desc.DecodeShared(c, x, *plain, *stored) })
+	if err != nil {
+		return 0, f.reject(r, loads, op, err)
+	}
+	b.count(statDecoded, uint64(size))
+	for _, l := range loads {
+		n, err := f.keep(r, l, (*plain)[l.chunk.ContextOffset:][:l.chunk.UncompressedSize])
+		landed += n
+		if err != nil {
+			return landed, err
+		}
+	}
+	return landed, nil
+}
+
+// keep verifies and stores the plain bytes of a chunk. It returns 1 if the chunk
+// is ready then; an error is that of the flight's end.
+func (f *flight) keep(r io.Reader, l *load, plain []byte) (landed int, err error) {
+	b, c := f.b, &l.chunk
+	if b.s.o.Verify == VerifyAlways {
+		if op, err := f.decode(c, func() (string, error) { return "verify", b.desc.Verify(c, plain) }); err != nil {
+			return 0, f.reject(r, []*load{l}, op, err)
+		}
+	}
+	if err := f.v.Store(l.index, plain); err != nil {
+		b.count(statStoreErrors, 1)
 		f.g.settle(l, b.chunkError("store", c, err))
-		return false, nil
+		return 0, nil
 	}
-	f.b.count(statChunks, 1)
-	f.b.count(statDecoded, uint64(c.UncompressedSize))
+	b.count(statChunks, 1)
 	f.g.settle(l, nil)
-	return true, nil
+	return 1, nil
+}
+
+// reject notes that the bytes of chunks were wrong, or returns the error of a
+// flight that was ended.
+func (f *flight) reject(r io.Reader, loads []*load, op string, err error) error {
+	if f.ctx.Err() != nil {
+		return f.ctx.Err()
+	}
+	if j, ok := r.(backend.Rejecter); ok {
+		j.Reject()
+	}
+	for _, l := range loads {
+		f.wrong(l, f.b.chunkError(op, &l.chunk, err))
+	}
+	return nil
 }
 
 // wrong notes that the bytes of a chunk were not those that the image promises.
@@ -276,10 +343,10 @@ func (f *flight) wrong(l *load, err error) {
 	f.g.mu.Unlock()
 }
 
-// decode turns stored bytes into verified plain ones. On error, op names the
-// step that failed. A decoder that panics on hostile bytes is one that refuses
-// them.
-func (f *flight) decode(c *Chunk, plain, stored []byte) (op string, err error) {
+// decode runs work that burns CPU on the bytes of a chunk, such as decoding. On
+// error, op names the step that failed. A decoder that panics on hostile bytes is
+// one that refuses them.
+func (f *flight) decode(c *Chunk, work func() (op string, err error)) (op string, err error) {
 	if err := codec.Enter(f.ctx); err != nil {
 		return "decompress", err
 	}
@@ -290,17 +357,7 @@ func (f *flight) decode(c *Chunk, plain, stored []byte) (op string, err error) {
 			op, err = "decompress", fmt.Errorf("decoder panics: %v", r)
 		}
 	}()
-	if c.Flags&ChunkCompressed != 0 {
-		if err := codec.Decode(codec.Algorithm(f.b.desc.Compressor), plain, stored); err != nil {
-			return "decompress", err
-		}
-	}
-	if f.b.s.o.Verify == VerifyAlways {
-		if err := f.b.desc.verify(c, plain); err != nil {
-			return "verify", err
-		}
-	}
-	return "", nil
+	return work()
 }
 
 // short makes sure that a body that ended early has a class.

@@ -27,7 +27,8 @@ type load struct {
 	pos   int // in f.loads
 	index uint32
 	chunk Chunk
-	ready bool // as pick found it
+	ctx   *Context // of a chunk that shares its stored bytes, its dictionary a copy; immutable
+	ready bool     // as pick found it
 
 	waiters int  // readers that wait for it; guarded by group.mu
 	gone    bool // decided: err is final and done is closed; guarded by group.mu
@@ -142,22 +143,32 @@ func (g *group) pick(b *Blob, v *cache.View, runs [][]*load, first, last uint32)
 	}
 	for _, run := range runs {
 		var f *flight
-		for _, l := range run {
+		for k, l := range run {
+			// What is left out of bytes that are shared saves nothing, so it ends no
+			// request.
+			shares := k > 0 && l.chunk.sharesWith(&run[k-1].chunk)
 			demanded := first <= l.index && l.index <= last
 			if other := g.loads[l.index]; other != nil {
 				if demanded {
 					other.waiters++
 					wait = append(wait, other)
 				}
-				f = nil // a chunk that is in flight or ready is not asked for again
+				if !shares {
+					f = nil // a chunk that is in flight or ready is not asked for again
+				}
 				continue
 			}
 			if l.ready {
-				f = nil
+				if !shares {
+					f = nil
+				}
 				continue
 			}
 			if f == nil {
 				if !demanded {
+					if l.chunk.Flags&ChunkShared != 0 {
+						continue // one that shares its bytes may be
+					}
 					break // what follows a gap would be a request of its own
 				}
 				f = &flight{b: b, v: v, g: g}

@@ -35,12 +35,7 @@ func CheckBlobID(id string) error {
 // is where the entry is in the blob table.
 func ResolveBlobID(index int, offset uint64, tableID string, features uint32, path string) (string, error) {
 	if features&BlobInlinedFSMeta != 0 && tableID == inlinePlaceholder {
-		stem, _, _ := strings.Cut(filepath.Base(path), ".")
-		if !isHexDigest(stem) {
-			return "", Unsupported("blob %d: feature INLINED_FS_META: the bootstrap was cut out of its blob"+
-				" and does not know the blob's id; name the file <blob id>.boot, not %q", index, filepath.Base(path))
-		}
-		return stem, nil
+		return NameOfBlob(index, "", path)
 	}
 	if tableID == inlinePlaceholder {
 		return "", Damaged("blob table", offset, "the id of blob %d is a placeholder (64 x)", index)
@@ -49,6 +44,21 @@ func ResolveBlobID(index int, offset uint64, tableID string, features uint32, pa
 		return "", Damaged("blob table", offset, "blob %d: %v", index, err)
 	}
 	return tableID, nil
+}
+
+// NameOfBlob returns the id of the blob out of which the bootstrap at path was
+// cut, from the name of its file. which says which blob of blob index that is, or
+// is empty.
+func NameOfBlob(index int, which, path string) (string, error) {
+	stem, _, _ := strings.Cut(filepath.Base(path), ".")
+	if !isHexDigest(stem) {
+		if which != "" {
+			which = " " + which
+		}
+		return "", Unsupported("blob %d: feature INLINED_FS_META: the bootstrap was cut out of its blob%s"+
+			" and does not know the blob's id; name the file <blob id>.boot, not %q", index, which, filepath.Base(path))
+	}
+	return stem, nil
 }
 
 func isHexDigest(s string) bool {

@@ -35,37 +35,65 @@ func (r *ChunkRecord) Decode(b []byte) {
 
 // Verify checks a record that was found at offset of the bootstrap against the
 // blob table and against the format. Sizes that pass are at most MaxChunkSize
-// and ends stay below 1<<63.
+// and ends stay below 1<<63. What a record says of the stored bytes of a blob
+// that is StoredByMeta is not looked at: it is not meant to be used.
 func (r *ChunkRecord) Verify(structure string, offset uint64, blobs []Blob, chunkSize uint32) error {
 	if uint64(r.Blob) >= uint64(len(blobs)) {
 		return Damaged(structure, offset, "blob index %d, the image has %d blobs", r.Blob, len(blobs))
 	}
 	blob := &blobs[r.Blob]
 	switch {
-	case r.Flags&^uint32(ChunkCompressed|ChunkHasCRC) != 0:
-		return Damaged(structure, offset, "chunk %d of blob %d has flags %#x, which plain chunks have not",
+	case r.Flags&^blob.chunkFlags() != 0:
+		return Damaged(structure, offset, "chunk %d of blob %d has flags %#x, which its chunks have not",
 			r.Index, r.Blob, r.Flags)
 	case r.UncompressedSize == 0 || r.UncompressedSize > chunkSize:
 		return Damaged(structure, offset, "chunk %d of blob %d has %d bytes, the chunk size is %d",
 			r.Index, r.Blob, r.UncompressedSize, chunkSize)
-	case r.Flags&ChunkCompressed == 0 && r.CompressedSize != r.UncompressedSize:
+	case r.Index >= MaxChunks:
+		return Damaged(structure, offset, "chunk index %d, a blob has at most %d chunks", r.Index, MaxChunks)
+	case blob.ChunkCount != 0 && r.Index >= blob.ChunkCount && blob.Features&BlobChunkdict == 0:
+		return Damaged(structure, offset, "chunk index %d, blob %d has %d chunks", r.Index, r.Blob, blob.ChunkCount)
+	case !within(r.UncompressedOffset, r.UncompressedSize, roundUp4K(blob.UncompressedSize)):
+		return Damaged(structure, offset, "chunk %d has the place %d+%d of blob %d, which has %d bytes uncompressed",
+			r.Index, r.UncompressedOffset, r.UncompressedSize, r.Blob, blob.UncompressedSize)
+	}
+	if blob.StoredByMeta() {
+		return nil
+	}
+	plain := r.UncompressedSize
+	if r.Flags&ChunkEncrypted != 0 && plain < cipherUnit {
+		plain = cipherPadded
+	}
+	switch {
+	case r.Flags&ChunkCompressed == 0 && r.CompressedSize != plain:
 		return Damaged(structure, offset, "chunk %d of blob %d is stored as it is, in %d bytes for %d",
 			r.Index, r.Blob, r.CompressedSize, r.UncompressedSize)
 	case r.CompressedSize == 0 || r.CompressedSize > maxStored(r.UncompressedSize):
 		return Damaged(structure, offset, "chunk %d of blob %d has %d stored bytes for %d",
 			r.Index, r.Blob, r.CompressedSize, r.UncompressedSize)
-	case r.Index >= MaxChunks:
-		return Damaged(structure, offset, "chunk index %d, a blob has at most %d chunks", r.Index, MaxChunks)
-	case blob.ChunkCount != 0 && r.Index >= blob.ChunkCount && blob.Features&BlobChunkdict == 0:
-		return Damaged(structure, offset, "chunk index %d, blob %d has %d chunks", r.Index, r.Blob, blob.ChunkCount)
 	case !within(r.CompressedOffset, r.CompressedSize, blob.CompressedSize):
 		return Damaged(structure, offset, "chunk %d is stored at %d+%d of blob %d, which has %d bytes of chunks",
 			r.Index, r.CompressedOffset, r.CompressedSize, r.Blob, blob.CompressedSize)
-	case !within(r.UncompressedOffset, r.UncompressedSize, roundUp4K(blob.UncompressedSize)):
-		return Damaged(structure, offset, "chunk %d has the place %d+%d of blob %d, which has %d bytes uncompressed",
-			r.Index, r.UncompressedOffset, r.UncompressedSize, r.Blob, blob.UncompressedSize)
 	}
 	return nil
+}
+
+// What the cipher makes of data that are shorter than its unit.
+const (
+	cipherUnit   = 16
+	cipherPadded = 18
+)
+
+// chunkFlags are the flags that chunks of the blob may have.
+func (b *Blob) chunkFlags() uint32 {
+	flags := uint32(ChunkCompressed | ChunkHasCRC)
+	if b.Cipher != nil {
+		flags |= ChunkEncrypted
+	}
+	if b.Features&BlobBatch != 0 {
+		flags |= ChunkBatch
+	}
+	return flags
 }
 
 // maxStored bounds the stored size of a chunk. Builders store what does not

@@ -69,10 +69,13 @@ const (
 	blobIncompatible = 0xF000
 )
 
+// BlobByMeta are the features whose chunks are described by more than the
+// bootstrap's own chunk records. v6 alone has them.
+const BlobByMeta = BlobZran | BlobSeparate | BlobEncrypted | BlobBatch
+
 // CheckBlobFeatures refuses the features of blob index that this reader does not
-// serve, naming the first of them: their data are described by more than the
-// bootstrap's own chunk records, or are not in the blob.
-func CheckBlobFeatures(index int, features uint32) error {
+// serve, naming the first of them. allowed are features that the caller serves.
+func CheckBlobFeatures(index int, features, allowed uint32) error {
 	for _, f := range [...]struct {
 		bit  uint32
 		name string
@@ -85,7 +88,7 @@ func CheckBlobFeatures(index int, features uint32) error {
 		{BlobTarfs, "TARFS"},
 		{BlobExternal, "EXTERNAL (data in a foreign object)"},
 	} {
-		if features&f.bit != 0 {
+		if features&^allowed&f.bit != 0 {
 			return Unsupported("blob %d: feature %s", index, f.name)
 		}
 	}

@@ -1,6 +1,9 @@
 package rafs
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Image is the metadata of one RAFS image, version 5 or 6: a mapped bootstrap
 // whose structures are decoded on demand. Nobody above this interface sees
@@ -160,17 +163,60 @@ type Blob struct {
 	CompressedSize   uint64 // upper bound of chunk data in the blob; 0 = unknown
 	UncompressedSize uint64 // 0 = unknown
 	ChunkInfo        ChunkInfo
+	// Cipher is what the blob's chunks and its chunk information are encrypted
+	// with; nil if they are not.
+	Cipher *Cipher
 }
 
-// ChunkInfo says where a v6 blob keeps what it says of its own chunks. Images are
-// read without it; it is there to be compared. It is all zero for v5, and for
-// blobs that have none.
+// StoredByMeta tells whether the places of the blob's chunks are in its chunk
+// information alone: the image's own records of them name the uncompressed
+// bytes and no more.
+func (b *Blob) StoredByMeta() bool {
+	return b.Features&(BlobZran|BlobBatch|BlobSeparate) != 0
+}
+
+// ChunkInfo says where a v6 blob keeps what it says of its own chunks. Images
+// whose chunks stand for themselves are read without it; it is there to be
+// compared. It is all zero for v5, and for blobs that have none.
 type ChunkInfo struct {
-	Offset     uint64 // in the blob
+	Offset     uint64 // in the blob that holds it
 	StoredSize uint64 // a header of 4096 bytes follows
 	Size       uint64 // uncompressed; never below StoredSize
 	Compressor uint8
+
+	// BlobID is the blob that holds it: the blob itself, or a second one
+	// (SEPARATE). BlobSize is the size of that one's file, 0 = unknown, and
+	// BlobDigest of a second one its sha256, without its digests of chunks if it
+	// has such; zero = unknown.
+	BlobID     string
+	BlobSize   uint64
+	BlobDigest [32]byte
+	// TOCSize is the size of the table of contents at the end of that file, its
+	// tar header included, and TOCDigest the sha256 of both; 0 and zero if there
+	// is none or it is not known.
+	TOCSize   uint32
+	TOCDigest [32]byte
 }
+
+// Cipher is the key of an encrypted blob: AES-128-XTS, 16 bytes for the data and
+// 16 for the tweak, and the tweak of every unit. It is secret: printed in any way
+// it shows nothing.
+type Cipher struct {
+	key [32]byte
+	iv  [16]byte
+}
+
+// NewCipher makes a Cipher.
+func NewCipher(key [32]byte, iv [16]byte) *Cipher { return &Cipher{key, iv} }
+
+// Reveal returns key and tweak, for who decrypts.
+func (c *Cipher) Reveal() (key [32]byte, iv [16]byte) { return c.key, c.iv }
+
+// Format implements fmt.Formatter, for all verbs.
+func (*Cipher) Format(f fmt.State, _ rune) { fmt.Fprint(f, "AES-128-XTS") }
+
+// MarshalText implements encoding.TextMarshaler.
+func (*Cipher) MarshalText() ([]byte, error) { return []byte("AES-128-XTS"), nil }
 
 // Fault is one thing that is wrong with a bootstrap.
 type Fault struct {

@@ -157,3 +157,56 @@ func noEOF(err error) error {
 	}
 	return err
 }
+
+// DecodeLarge is Decode without a limit of len(dst): for what is not a chunk. It
+// needs no more memory than Decode does, beside dst.
+func DecodeLarge(a Algorithm, dst, src []byte) error {
+	if len(dst) <= MaxChunk || a == None || a == LZ4 {
+		n, err := decode(a, dst, src)
+		if err == nil && n != len(dst) {
+			err = fmt.Errorf("%d bytes instead of %d", n, len(dst))
+		}
+		if err != nil {
+			return fmt.Errorf("%v: %w: %w", a, ErrCorrupt, err)
+		}
+		return nil
+	}
+	if err := decodeStream(a, dst, src); err != nil {
+		return fmt.Errorf("%v: %w: %w", a, ErrCorrupt, err)
+	}
+	return nil
+}
+
+func decodeStream(a Algorithm, dst, src []byte) error {
+	var r io.Reader
+	switch a {
+	case Gzip:
+		g, err := gzip.NewReader(bytes.NewReader(src))
+		if err != nil {
+			return noEOF(err)
+		}
+		r = g
+	case Zstd:
+		// Of one goroutine, which is this one.
+		d, err := zstd.NewReader(bytes.NewReader(src), zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		r = d
+	default:
+		return errors.New("unknown algorithm")
+	}
+	if _, err := io.ReadFull(r, dst); err != nil {
+		return noEOF(err)
+	}
+	var more [1]byte
+	switch n, err := io.ReadFull(r, more[:]); {
+	case n > 0:
+		return errors.New("more data than there is room for")
+	case err != io.EOF:
+		return err
+	}
+	return nil
+}

@@ -1,30 +1,37 @@
-// Package meta reads what a blob of a v6 image says of its own chunks: the
-// chunk information (CI) behind the chunk data, and the header behind that.
+// Package meta reads what a blob of a v6 image says of its own chunks: the chunk
+// information (CI) behind the chunk data, or in a second blob, and the header
+// behind that.
 //
-//	blob   │ chunk data │ … │ chunk information │ header, 4096 bytes │ …
-//	                              │ stored                │
-//	                              │            ParseHeader ▼
+//	blob   │ chunk data │ … │ chunk information │ header, 4096 bytes │ … │ TOC
+//	                              │ stored                │                │
+//	                  (decrypt)   │            ParseHeader ▼               │
 //	                              └──────────▶ Decode ◀─ Header ─▶ Contradictions
 //	                                             │                 (with a blob table)
 //	                                             ▼
-//	                                           Table: 16 bytes a chunk
+//	                   Table: entries of 16 (version 1) or 24 bytes (version 2),
+//	                          contexts of 40 bytes, dictionaries of 32 KiB
 //
-// It turns bytes into values; where the bytes come from is the caller's matter.
-// Plain images are served without any of this, since the bootstrap has a record
-// of every chunk; the information in the blob is a second opinion on it.
+// Place.Load does all of that; it is handed a Source to read ranges from. Plain
+// images are served without any of this, since the bootstrap has a record of every
+// chunk: the information in the blob is then a second opinion on it. Images whose
+// chunks share stored bytes need it:
 //
-// Version 1 of the entries is read. Version 2 (24 bytes, with contexts of ZRAN
-// and BATCH behind them) and what comes with it is recognised by ParseHeader and
-// refused with ErrUnsupported; Header and Table are where it will join: nothing
-// that uses them sees the size of an entry.
+//   - BATCH packs small chunks together; a context says how large the pack is.
+//   - ZRAN takes chunks out of an OCI layer as it is, a gzip stream; a context says
+//     where an inflater may start: offset, bits of the byte before, and the last
+//     32 KiB that were inflated (its dictionary). The information is in a second
+//     blob (SEPARATE).
+//
+// What it says is used to find bytes; what the bytes must be is the bootstrap's
+// word.
 //
 // # Trust
 //
-// All input is hostile. Sizes are bounded before anything is allocated: a Table
-// takes 16 bytes a chunk and a blob has at most 1<<24; compressed information is
-// decoded into a buffer of the declared size, of at most codec.MaxChunk, and a
-// stream that yields anything else is refused. A Table that Decode returned is
-// sound as a whole: each chunk lies within the bounds that were given, and no two
-// share a byte of the uncompressed address space. Values are immutable and safe
-// for concurrent use.
+// All input is hostile. Sizes are bounded before anything is allocated, by MaxSize
+// at most; memory for what is read grows with what arrives. A Table that Decode
+// returned is sound as a whole: each chunk, and each context that a chunk has, lies
+// within the bounds that were given and within the limits of package codec, and no
+// two chunks share a byte of the uncompressed address space. Each use checks that
+// anew, so that a Table may lie in a file that is mapped. Values are immutable and
+// safe for concurrent use.
 package meta

@@ -16,9 +16,13 @@ var (
 
 // Structures that an Error names.
 const (
-	structHeader = "chunk information header"
-	structTable  = "chunk information"
-	structEntry  = "chunk information entry"
+	// StructHeader is the header behind the information, of which Offset counts
+	// then.
+	StructHeader  = "chunk information header"
+	structTable   = "chunk information"
+	structEntry   = "chunk information entry"
+	structContext = "chunk information context"
+	structTOC     = "table of contents"
 )
 
 // NoIndex is the Index of an Error that concerns no single chunk.
@@ -27,7 +31,7 @@ const NoIndex = -1
 // Error says which bytes are damaged. It wraps ErrDamaged.
 type Error struct {
 	Structure string
-	Index     int    // of the chunk in the blob, or NoIndex
+	Index     int    // of the chunk in the blob or of the context, or NoIndex
 	Offset    uint64 // in the structure: the header, or the uncompressed chunk information
 	Reason    string
 	Err       error // cause in a decoder, or nil
@@ -54,14 +58,7 @@ func (e *Error) Unwrap() []error {
 }
 
 func badHeader(offset uint64, format string, args ...any) error {
-	return &Error{Structure: structHeader, Index: NoIndex, Offset: offset, Reason: fmt.Sprintf(format, args...)}
-}
-
-func badEntry(index int, field uint64, format string, args ...any) error {
-	return &Error{
-		Structure: structEntry, Index: index, Offset: uint64(index)*entrySize + field,
-		Reason: fmt.Sprintf(format, args...),
-	}
+	return &Error{Structure: StructHeader, Index: NoIndex, Offset: offset, Reason: fmt.Sprintf(format, args...)}
 }
 
 func unsupported(format string, args ...any) error {

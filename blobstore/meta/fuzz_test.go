@@ -62,7 +62,7 @@ func FuzzMeta(f *testing.F) {
 		}
 		given := bytes.Clone(stored)
 		before := allocated()
-		table, err := meta.Decode(h, meta.Bounds{Stored: data, Uncompressed: space}, given)
+		table, err := meta.Decode(h, meta.Bounds{Stored: data, Uncompressed: space}, nil, given)
 		// The output, what a decoder of the pool remembers, and room for the rest
 		// of the process.
 		if n, limit := allocated()-before, uint64(4*codec.MaxChunk); n > limit {

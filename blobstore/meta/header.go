@@ -16,8 +16,9 @@ const HeaderSize = 4096
 // MaxChunks is the most chunks that a blob has: their indexes have 24 bits.
 const MaxChunks = 1 << 24
 
-// MaxSize bounds the uncompressed chunk information of version 1.
-const MaxSize = MaxChunks * entrySize
+// MaxSize bounds the uncompressed chunk information. The dictionaries of ZRAN are
+// what makes it large: there is one of 32 KiB for some MiB of data.
+const MaxSize = 2 << 30
 
 const (
 	magic         = 0xB10BB10B
@@ -61,6 +62,17 @@ type Header struct {
 	Offset     uint64          // of the stored chunk information in the blob
 	StoredSize uint64
 	Size       uint64 // uncompressed
+
+	Contexts     uint32 // of ZRAN or BATCH
+	ContextsSize uint64 // of the contexts, which follow the entries, and of the dictionaries
+}
+
+// entrySize is the size of an entry.
+func (h *Header) entrySize() uint64 {
+	if h.Features&featureChunkInfoV2 != 0 {
+		return entryV2
+	}
+	return entryV1
 }
 
 // ParseHeader reads a header from b, which holds HeaderSize bytes, and checks
@@ -81,13 +93,18 @@ func ParseHeader(b []byte) (Header, error) {
 		Features: le.Uint32(b[4:]),
 		Entries:  le.Uint32(b[12:]),
 		Offset:   le.Uint64(b[16:]), StoredSize: le.Uint64(b[24:]), Size: le.Uint64(b[32:]),
+		Contexts: le.Uint32(b[56:]), ContextsSize: le.Uint64(b[48:]),
 	}
 	if err := checkFeatures(h.Features); err != nil {
 		return Header{}, err
 	}
 	compressor := le.Uint32(b[8:])
 	exact := h.Features&featureChunkdict == 0 // a generated dictionary may have left entries out
-	want := uint64(h.Entries) * entrySize
+	entries := uint64(h.Entries) * h.entrySize()
+	want := entries
+	if h.Features&(featureZran|featureBatch) != 0 && h.ContextsSize <= MaxSize {
+		want += h.ContextsSize
+	}
 	switch {
 	case compressor > uint32(codec.Zstd):
 		return Header{}, badHeader(8, "compressor %d", compressor)
@@ -95,7 +112,7 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, badHeader(12, "%d chunks, at most %d are possible", h.Entries, MaxChunks)
 	case h.Offset > maxOffset:
 		return Header{}, badHeader(16, "chunk information at %d, chunks end at %d at the latest", h.Offset, uint64(maxOffset))
-	case h.Features&featureHasTarHeader != 0 && h.Offset < tarHeaderSize:
+	case h.Features&(featureHasTarHeader|featureSeparate) == featureHasTarHeader && h.Offset < tarHeaderSize:
 		return Header{}, badHeader(16, "chunk information at %d leaves no room for a tar header before it", h.Offset)
 	case h.Size > MaxSize || h.Size < want || exact && h.Size != want:
 		return Header{}, badHeader(32, "%d bytes of chunk information for %d chunks, want %d", h.Size, h.Entries, want)
@@ -103,17 +120,42 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, badHeader(24, "chunk information of %d bytes is stored in %d", h.Size, h.StoredSize)
 	case compressor == uint32(codec.None) && h.StoredSize != h.Size:
 		return Header{}, badHeader(24, "chunk information of %d bytes is stored as it is, in %d", h.Size, h.StoredSize)
-	case le.Uint64(b[48:]) != 0:
-		return Header{}, badHeader(48, "%d bytes of contexts, which plain chunks have not", le.Uint64(b[48:]))
-	case le.Uint32(b[56:]) != 0:
-		return Header{}, badHeader(56, "%d contexts, which plain chunks have not", le.Uint32(b[56:]))
 	}
 	h.Compressor = codec.Algorithm(compressor)
+	if err := h.checkContexts(le.Uint64(b[40:]), entries); err != nil {
+		return Header{}, err
+	}
 	return h, nil
 }
 
-// checkFeatures refuses combinations that the format forbids, then all kinds of
-// chunk information but version 1 of a blob that holds its own chunks.
+// checkContexts checks how many contexts there are and how large they are; at is
+// where they begin and end is the end of the entries.
+func (h *Header) checkContexts(at, end uint64) error {
+	list := uint64(h.Contexts) * contextSize
+	switch {
+	case h.Features&(featureZran|featureBatch) == 0:
+		switch {
+		case h.ContextsSize != 0:
+			return badHeader(48, "%d bytes of contexts, which plain chunks have not", h.ContextsSize)
+		case h.Contexts != 0:
+			return badHeader(56, "%d contexts, which plain chunks have not", h.Contexts)
+		}
+		return nil
+	case h.Contexts > h.Entries:
+		return badHeader(56, "%d contexts for %d chunks", h.Contexts, h.Entries)
+	case h.ContextsSize > h.Size || h.ContextsSize < list:
+		return badHeader(48, "%d bytes for %d contexts", h.ContextsSize, h.Contexts)
+	case h.ContextsSize > 0 && at != end:
+		return badHeader(40, "contexts at %d, the entries end at %d", at, end)
+	case h.Features&featureBatch != 0 && h.ContextsSize != list:
+		return badHeader(48, "%d bytes for %d contexts of batches", h.ContextsSize, h.Contexts)
+	case h.ContextsSize-list > uint64(h.Contexts)*codec.WindowSize:
+		return badHeader(48, "%d bytes of dictionaries for %d contexts", h.ContextsSize-list, h.Contexts)
+	}
+	return nil
+}
+
+// checkFeatures refuses combinations that the format forbids.
 func checkFeatures(f uint32) error {
 	const at = 4
 	const needV2 = featureZran | featureBatch | featureEncrypted
@@ -133,20 +175,6 @@ func checkFeatures(f uint32) error {
 		return badHeader(at, "features %#x: both ZRAN and BATCH", f)
 	case has(featureTarfs), has(featureExternal):
 		return badHeader(at, "features %#x: blobs of TARFS and EXTERNAL images have no chunk information", f)
-	}
-	for _, kind := range [...]struct {
-		bit  uint32
-		name string
-	}{
-		{featureZran, "ZRAN (an OCI tar.gz read at random)"},
-		{featureBatch, "BATCH (small chunks packed together)"},
-		{featureEncrypted, "ENCRYPTED"},
-		{featureSeparate, "SEPARATE (of chunks in another blob)"},
-		{featureChunkInfoV2, "CHUNK_INFO_V2 (entries of 24 bytes)"},
-	} {
-		if has(kind.bit) {
-			return unsupported("feature %s", kind.name)
-		}
 	}
 	return nil
 }
@@ -170,8 +198,8 @@ func (h Header) Contradictions(table Header) []error {
 	return faults
 }
 
-// dataEnd is where chunk data ends at the latest: the chunk information follows,
-// perhaps behind a tar header.
+// dataEnd is where chunk data of the same blob end at the latest: the chunk
+// information follows, perhaps behind a tar header.
 func (h Header) dataEnd() uint64 {
 	if h.Features&featureHasTarHeader != 0 {
 		return h.Offset - tarHeaderSize

@@ -120,12 +120,6 @@ func TestParseHeaderRefuses(t *testing.T) {
 
 func TestParseHeaderNamesWhatIsNotSupported(t *testing.T) {
 	for features, says := range map[uint32]string{
-		0x40000005: "CHUNK_INFO_V2",
-		0x40000085: "BATCH",
-		0x40000105: "ENCRYPTED",
-		0x40000185: "BATCH",
-		0x4000001D: "ZRAN",
-		0x40000011: "SEPARATE",
 		0x40001001: "0x1000 of them unknown",
 		0x40008001: "0x8000 of them unknown",
 	} {
@@ -185,7 +179,7 @@ func TestDecodeWords(t *testing.T) {
 		stored = le.AppendUint64(stored, w)
 	}
 	stored[0], stored[16] = 0xFF, 0x80 // reserved
-	table, err := meta.Decode(sampleParsed, meta.Bounds{}, stored)
+	table, err := meta.Decode(sampleParsed, meta.Bounds{}, nil, stored)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +228,7 @@ func TestDecodeExtremes(t *testing.T) {
 			want[i].Flags |= blobstore.ChunkCompressed
 		}
 	}
-	table, err := meta.Decode(headerOf(stored), meta.Bounds{}, stored)
+	table, err := meta.Decode(headerOf(stored), meta.Bounds{}, nil, stored)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +247,7 @@ func TestDecodeExtremes(t *testing.T) {
 }
 
 func TestDecodeOfNoChunks(t *testing.T) {
-	table, err := meta.Decode(headerOf(nil), meta.Bounds{}, nil)
+	table, err := meta.Decode(headerOf(nil), meta.Bounds{}, nil, nil)
 	if err != nil || table.Len() != 0 {
 		t.Errorf("%v, %v, want an empty table", table, err)
 	}
@@ -273,7 +267,7 @@ func TestDecodeRefusesEntries(t *testing.T) {
 		for i := range all {
 			stored = appendEntry(stored, &all[i])
 		}
-		_, err := meta.Decode(headerOf(stored), bounds, stored)
+		_, err := meta.Decode(headerOf(stored), bounds, nil, stored)
 		return err
 	}
 	if err := decode(sound(), bounds); err != nil {
@@ -330,7 +324,7 @@ func TestDecodeBoundsOfTheHeader(t *testing.T) {
 	}{{0x40000001, 1000, true}, {0x40000001, 999, false}, {0x50000001, 1512, true}, {0x50000001, 1511, false}} {
 		h := headerOf(stored)
 		h.Features, h.Offset = tt.features, tt.offset
-		if _, err := meta.Decode(h, meta.Bounds{Stored: 1 << 40}, bytes.Clone(stored)); (err == nil) != tt.ok {
+		if _, err := meta.Decode(h, meta.Bounds{Stored: 1 << 40}, nil, bytes.Clone(stored)); (err == nil) != tt.ok {
 			t.Errorf("features %#x, chunk information at %d: %v", tt.features, tt.offset, err)
 		}
 	}
@@ -355,12 +349,12 @@ func TestDecodeRefusesStoredBytes(t *testing.T) {
 		"compressor":            {func(h *meta.Header) { h.Compressor = 9 }, entry, codec.ErrCorrupt, "compressor 9"},
 		"compressed over the limit": {func(h *meta.Header) {
 			h.Compressor, h.Entries, h.Size = codec.Zstd, 1<<20+1, 16<<20+16
-		}, entry, meta.ErrUnsupported, "16777232 bytes of it are compressed, at most 16777216 can be read"},
+		}, entry, meta.ErrUnsupported, "16777232 bytes of it are compressed, at most 16777216 are decoded in memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := headerOf(entry)
 			tt.change(&h)
-			table, err := meta.Decode(h, meta.Bounds{}, bytes.Clone(tt.stored))
+			table, err := meta.Decode(h, meta.Bounds{}, nil, bytes.Clone(tt.stored))
 			if table != nil || !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("%v, want %v and %q", err, tt.is, tt.says)
 			}
@@ -396,7 +390,7 @@ func TestWrittenBlobs(t *testing.T) {
 				}); faults != nil {
 					t.Error(faults)
 				}
-				table, err := meta.Decode(h, meta.Bounds{Stored: blob.DataSize, Uncompressed: blob.UncompressedSize}, stored)
+				table, err := meta.Decode(h, meta.Bounds{Stored: blob.DataSize, Uncompressed: blob.UncompressedSize}, nil, stored)
 				if err != nil {
 					t.Fatal(err)
 				}

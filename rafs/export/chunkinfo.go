@@ -1,16 +1,14 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/rafsd/rafsd/blobstore"
-	"github.com/rafsd/rafsd/blobstore/codec"
 	"github.com/rafsd/rafsd/blobstore/meta"
 	"github.com/rafsd/rafsd/rafs"
+	"github.com/rafsd/rafsd/rafs/chunktable"
 )
 
 // maxChunkInfoFaults is how many faults of one blob's chunk information are
@@ -18,11 +16,11 @@ import (
 const maxChunkInfoFaults = 100
 
 // chunkInfoFaults compares what the image says of a blob's chunks with the chunk
-// information in the blob itself, if it has one of version 1. known are the
-// chunks of which the image has a record.
+// information in the blob itself, or in the one beside it, if there is such. known
+// are the chunks of which the image has a record.
 func (c *BlobChunks) chunkInfoFaults(ctx context.Context, blob int, known []storedChunk) []error {
 	b := &c.img.Blobs()[blob]
-	if b.ChunkInfo == (rafs.ChunkInfo{}) || b.Features&rafs.BlobChunkInfoV2 != 0 {
+	if b.ChunkInfo == (rafs.ChunkInfo{}) {
 		return nil
 	}
 	var faults []error
@@ -44,63 +42,30 @@ func (c *BlobChunks) chunkInfoFaults(ctx context.Context, blob int, known []stor
 // with it. An information whose header contradicts the blob table is not read.
 func (c *BlobChunks) readChunkInfo(ctx context.Context, b *rafs.Blob) (*meta.Table, []error) {
 	ci := &b.ChunkInfo
-	fault := func(off uint64, err error) error {
-		return fmt.Errorf("chunk information of blob %s at %d: %w", b.ID, off, err)
-	}
-	if ci.Size > meta.MaxSize || ci.StoredSize > ci.Size || ci.Offset > rafs.MaxUncompressedSize {
-		return nil, []error{fault(ci.Offset, fmt.Errorf("%d bytes stored in %d, the limit is %d", ci.Size, ci.StoredSize, meta.MaxSize))}
-	}
-	src := c.open(b.ID)
-	at := ci.Offset + ci.StoredSize
-	head, err := readRange(ctx, src, at, meta.HeaderSize)
-	if err != nil {
-		return nil, []error{fault(at, err)}
-	}
-	h, err := meta.ParseHeader(head)
-	if err != nil {
-		return nil, []error{fault(at, err)}
-	}
-	if faults := h.Contradictions(meta.Header{
-		Features: b.Features, Compressor: codec.Algorithm(ci.Compressor), Entries: b.ChunkCount,
-		Offset: ci.Offset, StoredSize: ci.StoredSize, Size: ci.Size,
-	}); len(faults) > 0 {
-		for i := range faults {
-			faults[i] = fault(at, faults[i])
+	fault := func(err error) error {
+		at := ci.Offset
+		var e *meta.Error
+		if errors.As(err, &e) && e.Structure == meta.StructHeader {
+			at += ci.StoredSize
 		}
-		return nil, faults
+		return fmt.Errorf("chunk information of blob %s at %d: %w", ci.BlobID, at, err)
 	}
-	stored, err := readRange(ctx, src, ci.Offset, ci.StoredSize)
+	place, err := chunktable.MetaPlace(b)
 	if err != nil {
-		return nil, []error{fault(ci.Offset, err)}
+		return nil, []error{fault(err)}
 	}
-	table, err := meta.Decode(h, meta.Bounds{Stored: b.CompressedSize, Uncompressed: b.UncompressedSize}, stored)
-	if err != nil {
-		return nil, []error{fault(ci.Offset, err)}
+	table, faults := place.Load(ctx, c.open(ci.BlobID), allocate)
+	for i := range faults {
+		faults[i] = fault(faults[i])
 	}
-	return table, nil
-}
-
-// readRange reads n bytes at off. Memory grows with what arrives, not with what
-// was asked for.
-func readRange(ctx context.Context, src Source, off, n uint64) ([]byte, error) {
-	body, err := src.ReadRange(ctx, int64(off), int64(n))
-	if err != nil {
-		return nil, err
-	}
-	var buf bytes.Buffer
-	_, err = io.CopyN(&buf, body, int64(n))
-	// Nothing was written: a failure to close changes nothing.
-	_ = body.Close()
-	if err != nil {
-		return nil, noEOF(err)
-	}
-	return buf.Bytes(), nil
+	return table, faults
 }
 
 // compareChunks compares the records that the image has of a blob's chunks with
 // the blob's own table of them.
 func compareChunks(img rafs.Image, blob int, known []storedChunk, table *meta.Table) (faults []error) {
-	id := img.Blobs()[blob].ID
+	b := &img.Blobs()[blob]
+	id := b.ID
 	for _, x := range known {
 		var (
 			image rafs.Chunk
@@ -114,7 +79,7 @@ func compareChunks(img rafs.Image, blob int, known []storedChunk, table *meta.Ta
 			}
 		}
 		if err == nil {
-			err = differ(&image, &own)
+			err = differ(&image, &own, !b.StoredByMeta())
 		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("chunk information of blob %s, chunk %d at offset %d: %w", id, x.index, x.offset, err))
@@ -127,17 +92,23 @@ func compareChunks(img rafs.Image, blob int, known []storedChunk, table *meta.Ta
 }
 
 // differ says in what the two descriptions of a chunk contradict each other.
-func differ(image *rafs.Chunk, own *blobstore.Chunk) error {
+// Where an image's records do not say where chunks are stored, only the places of
+// their uncompressed bytes are compared.
+func differ(image *rafs.Chunk, own *blobstore.Chunk, places bool) error {
 	switch {
-	case image.CompressedOffset != own.CompressedOffset || image.CompressedSize != own.CompressedSize:
+	case places && (image.CompressedOffset != own.CompressedOffset || image.CompressedSize != own.CompressedSize):
 		return fmt.Errorf("the blob has it stored at %d+%d, the bootstrap at %d+%d",
 			own.CompressedOffset, own.CompressedSize, image.CompressedOffset, image.CompressedSize)
 	case image.UncompressedOffset != own.UncompressedOffset || image.UncompressedSize != own.UncompressedSize:
 		return fmt.Errorf("the blob has the uncompressed place %d+%d for it, the bootstrap %d+%d",
 			own.UncompressedOffset, own.UncompressedSize, image.UncompressedOffset, image.UncompressedSize)
-	case (image.Flags&rafs.ChunkCompressed != 0) != (own.Flags&blobstore.ChunkCompressed != 0):
+	case places && (image.Flags&rafs.ChunkCompressed != 0) != (own.Flags&blobstore.ChunkCompressed != 0):
 		return fmt.Errorf("the bootstrap calls it compressed: %v, its %d and %d bytes in the blob say otherwise",
 			image.Flags&rafs.ChunkCompressed != 0, own.CompressedSize, own.UncompressedSize)
+	case places && (image.Flags&rafs.ChunkEncrypted != 0) != (own.Flags&blobstore.ChunkEncrypted != 0):
+		return fmt.Errorf("the blob calls it encrypted: %v, the bootstrap says otherwise", own.Flags&blobstore.ChunkEncrypted != 0)
+	case image.Flags&rafs.ChunkHasCRC != 0 && own.Flags&blobstore.ChunkHasCRC != 0 && image.CRC32C != own.CRC32C:
+		return fmt.Errorf("the blob has the CRC-32C %#08x for it, the bootstrap %#08x", own.CRC32C, image.CRC32C)
 	}
 	return nil
 }

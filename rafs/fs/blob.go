@@ -2,10 +2,8 @@ package fs
 
 import (
 	"context"
-	"errors"
 
 	"github.com/rafsd/rafsd/blobstore"
-	"github.com/rafsd/rafsd/rafs"
 )
 
 // Blob is what the file system needs of a blob's data; *blobstore.Blob is one.
@@ -26,57 +24,3 @@ type Blob interface {
 }
 
 var _ Blob = (*blobstore.Blob)(nil)
-
-// Describe returns what an image says of its blob i. The table in it reads the
-// image and is valid as long as that is open.
-func Describe(img rafs.Image, i int) blobstore.BlobDesc {
-	b := &img.Blobs()[i]
-	return blobstore.BlobDesc{
-		ID:               b.ID,
-		Compressor:       blobstore.Compressor(b.Compressor),
-		Digester:         blobstore.Digester(b.Digester),
-		CompressedSize:   b.CompressedSize,
-		UncompressedSize: b.UncompressedSize,
-		Table:            chunkTable{img, i},
-	}
-}
-
-// chunkTable is the chunk table of one blob, as the bootstrap has it.
-type chunkTable struct {
-	img  rafs.Image
-	blob int
-}
-
-// Len is one more than the highest chunk index. If the metadata cannot be read,
-// the table is empty; reading a chunk then says why.
-func (t chunkTable) Len() uint32 {
-	n, err := t.img.ChunkCount(t.blob)
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
-// Chunk describes chunk i.
-func (t chunkTable) Chunk(i uint32, c *blobstore.Chunk) error {
-	var r rafs.Chunk
-	if err := t.img.Chunk(t.blob, i, &r); err != nil {
-		if errors.Is(err, rafs.ErrNoChunk) {
-			return blobstore.ErrNoChunk
-		}
-		return err
-	}
-	*c = blobstore.Chunk{
-		CompressedOffset:   r.CompressedOffset,
-		UncompressedOffset: r.UncompressedOffset,
-		CompressedSize:     r.CompressedSize,
-		UncompressedSize:   r.UncompressedSize,
-		Flags:              blobstore.ChunkFlags(r.Flags) & (blobstore.ChunkCompressed | blobstore.ChunkHasCRC),
-		CRC32C:             r.CRC32C,
-		Digest:             blobstore.Digest(r.Digest),
-	}
-	if r.Digest == [32]byte{} {
-		c.Flags |= blobstore.ChunkNoDigest
-	}
-	return nil
-}

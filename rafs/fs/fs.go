@@ -10,6 +10,7 @@ import (
 	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/rafs"
+	"github.com/rafsd/rafsd/rafs/chunktable"
 )
 
 // Options of a mounted image.
@@ -55,7 +56,11 @@ func New(img rafs.Image, open OpenBlob, o Options) (*FS, error) {
 		f.uid, f.gid = uint32(os.Geteuid()), uint32(os.Getegid())
 	}
 	for i := range img.Blobs() {
-		b, err := open(Describe(img, i))
+		d, err := chunktable.Describe(img, i)
+		var b Blob
+		if err == nil {
+			b, err = open(d)
+		}
 		if err != nil {
 			err = fmt.Errorf("open blob %d of %s: %w", i, img.Info().Path, err)
 			return nil, errors.Join(err, f.closeBlobs())

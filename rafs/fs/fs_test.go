@@ -632,35 +632,6 @@ func TestNewClosesBlobsOnFailure(t *testing.T) {
 	}
 }
 
-// TestDescribe: the table of a blob says what the image says.
-func TestDescribe(t *testing.T) {
-	f, _ := served(t, "v6-merge3-zstd-oci", fs.Options{})
-	for i, b := range f.Image().Blobs() {
-		d := fs.Describe(f.Image(), i)
-		if d.ID != b.ID || d.Compressor != blobstore.CompressZstd || d.Digester != blobstore.DigestBlake3 ||
-			d.CompressedSize != b.CompressedSize || d.UncompressedSize != b.UncompressedSize {
-			t.Errorf("blob %d: %+v, want %+v", i, d, b)
-		}
-		var known int
-		for k := range d.Table.Len() {
-			var c blobstore.Chunk
-			switch err := d.Table.Chunk(k, &c); {
-			case err == nil:
-				known++
-				if c.Digest == (blobstore.Digest{}) || c.UncompressedSize == 0 || c.Flags&blobstore.ChunkNoDigest != 0 {
-					t.Errorf("blob %d chunk %d: %+v", i, k, c)
-				}
-			case err != blobstore.ErrNoChunk:
-				t.Errorf("blob %d chunk %d: %v", i, k, err)
-			}
-		}
-		var c blobstore.Chunk
-		if err := d.Table.Chunk(d.Table.Len(), &c); err != blobstore.ErrNoChunk || known == 0 {
-			t.Errorf("blob %d: %d chunks known, behind the last: %v", i, known, err)
-		}
-	}
-}
-
 // TestReadDirOfInventedCookies: a guest may seek to anywhere; in a sound directory
 // that is never an error.
 func TestReadDirOfInventedCookies(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/internal/corpus"
 	"github.com/rafsd/rafsd/internal/manifest"
-	"github.com/rafsd/rafsd/rafs"
 	"github.com/rafsd/rafsd/rafs/fs"
 	"github.com/rafsd/rafsd/rafs/internal/rafstest"
 	"github.com/rafsd/rafsd/rafs/open"
@@ -23,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // openStore opens a store over a folder of blobs and a folder for its cache.
 func openStore(t *testing.T, blobs, cache string) *blobstore.Store {
 	t.Helper()
-	b, err := localfs.New(localfs.Options{Dir: blobs})
+	b, err := localfs.New(localfs.Options{Dir: blobs, AltDirs: []string{filepath.Join(blobs, "../../../source-blobs")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +53,10 @@ func TestThroughStore(t *testing.T) {
 	for _, variant := range []string{
 		"v5-dir-lz4-blake3-small", "v5-dir-zstd-chunkdict-small", "v5-dir-zstd-aligned-small", "v5-dir-none-sha256-small",
 		"v6-dir-lz4-blake3-small", "v6-dir-zstd-chunkdict-small", "v6-merge3-targz-rafs-toc-oci", "v6-dir-zstd-toc-small",
+		"v6-dir-zstd-batch-edge", "v6-dir-lz4-batch-small", "v6-dir-zstd-64k-batch16k-dict", "v6-dir-zstd-inline-toc-batch-small",
+		"v6-dir-zstd-encrypt-edge", "v6-dir-none-4k-encrypt-dict", "v6-merge3-batch-encrypt-oci", "v6-dir-zstd-inline-toc-encrypt-small",
+		"v6-targz-ref-edge", "v6-targz-ref-bgzip-small", "v6-targz-ref-2member-small", "v6-targz-ref-inline-toc-small",
+		"v6-merge3-targz-ref-oci", "v6-estargz-ref-small",
 	} {
 		t.Run(variant, func(t *testing.T) {
 			want, err := manifest.ReadFile(rafstest.Variants(t, dir)[variant])
@@ -128,23 +131,3 @@ func TestOneRequest(t *testing.T) {
 		})
 	}
 }
-
-// TestTableThatCannotBeRead: damage in the chunk records is an error of the
-// read, not a file of another length.
-func TestTableThatCannotBeRead(t *testing.T) {
-	img := &damagedTable{}
-	d := fs.Describe(img, 0)
-	if n := d.Table.Len(); n != 0 {
-		t.Errorf("Len = %d, want 0", n)
-	}
-	var c blobstore.Chunk
-	if err := d.Table.Chunk(0, &c); err == nil || err == blobstore.ErrNoChunk {
-		t.Errorf("Chunk = %v, want the cause", err)
-	}
-}
-
-type damagedTable struct{ rafs.Image }
-
-func (damagedTable) Blobs() []rafs.Blob                   { return []rafs.Blob{{ID: "b"}} }
-func (damagedTable) ChunkCount(int) (uint32, error)       { return 0, rafs.ErrFault }
-func (damagedTable) Chunk(int, uint32, *rafs.Chunk) error { return rafs.ErrFault }

@@ -65,7 +65,7 @@ func (im *Image) readExtended(i int, blob *rafs.Blob) error {
 	blob.ChunkCount = le.Uint32(e)
 	blob.Features = le.Uint32(e[4:])
 	blob.UncompressedSize, blob.CompressedSize = le.Uint64(e[8:]), le.Uint64(e[16:])
-	if err := rafs.CheckBlobFeatures(i, blob.Features&^(undefinedFeatures|rafs.BlobExternal)); err != nil {
+	if err := rafs.CheckBlobFeatures(i, blob.Features&^undefinedFeatures, rafs.BlobExternal); err != nil {
 		return err
 	}
 	switch {

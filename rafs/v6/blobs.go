@@ -2,6 +2,7 @@ package v6
 
 import (
 	"bytes"
+	"encoding/hex"
 
 	"github.com/rafsd/rafsd/rafs"
 )
@@ -55,11 +56,8 @@ func (im *Image) readBlob(i int) error {
 	}
 
 	features := le.Uint32(e[84:])
-	if err := rafs.CheckBlobFeatures(i, features&^im.ownFeatures()); err != nil {
+	if err := rafs.CheckBlobFeatures(i, features, rafs.BlobByMeta|im.ownFeatures()); err != nil {
 		return err
-	}
-	if cipher := le.Uint32(e[216:]); cipher != 0 {
-		return rafs.Unsupported("blob %d: cipher %d", i, cipher)
 	}
 	var (
 		count, chunkSize     = le.Uint32(e[72:]), le.Uint32(e[68:])
@@ -101,11 +99,20 @@ func (im *Image) readBlob(i int) error {
 	case le.Uint32(slot[64:]) == 0:
 		return rafs.Damaged("device table", uint64(deviceOffset+i*deviceSize+64), "blob %d has no blocks", i)
 	}
+	cipher, err := readCipher(i, off, features, e)
+	if err != nil {
+		return err
+	}
+	if err := checkKinds(i, off, features); err != nil {
+		return err
+	}
 	entry := uint64(chunkInfoV1Size)
 	if features&rafs.BlobChunkInfoV2 != 0 {
 		entry = chunkInfoV2Size
 	}
-	if want := entry * uint64(count); ciSize != want && features&(rafs.BlobChunkdict|rafs.BlobExternal|rafs.BlobTarfs) == 0 {
+	// Contexts follow the entries of batch and ZRAN.
+	more := features&(rafs.BlobZran|rafs.BlobBatch|rafs.BlobEncrypted) != 0
+	if want := entry * uint64(count); (ciSize < want || ciSize != want && !more) && features&(rafs.BlobChunkdict|rafs.BlobExternal|rafs.BlobTarfs) == 0 {
 		if i > 0 && ciOffset == 0 && ciSize == chunkInfoV2Size*uint64(count) {
 			return rafs.Unsupported("optimized image with inconsistent prefetch blob:"+
 				" blob %d has %d bytes of chunk information for %d chunks, want %d", i, ciSize, count, want)
@@ -116,7 +123,7 @@ func (im *Image) readBlob(i int) error {
 	// Since 2.2 the recorded size is that of the whole file; chunks end where
 	// the chunk information begins.
 	data := compressed
-	if features&rafs.BlobCapTarTOC != 0 {
+	if features&rafs.BlobCapTarTOC != 0 && features&rafs.BlobSeparate == 0 {
 		if ciStored != 0 && ciSize != 0 {
 			data = ciOffset
 		}
@@ -137,12 +144,23 @@ func (im *Image) readBlob(i int) error {
 	im.blobs[i] = rafs.Blob{
 		ID: id, Features: features, ChunkCount: count,
 		Compressor: uint8(compressor), Digester: uint8(digester),
-		CompressedSize: data, UncompressedSize: uncompressed,
+		CompressedSize: data, UncompressedSize: uncompressed, Cipher: cipher,
 	}
 	if ciStored != 0 && ciSize != 0 {
-		im.blobs[i].ChunkInfo = rafs.ChunkInfo{
+		ci := rafs.ChunkInfo{
 			Offset: ciOffset, StoredSize: ciStored, Size: ciSize, Compressor: uint8(le.Uint32(e[108:])),
+			BlobID: id, BlobSize: compressed,
+			TOCSize: le.Uint32(e[104:]), TOCDigest: [32]byte(e[136:168]),
 		}
+		if features&rafs.BlobSeparate != 0 {
+			if ci.BlobID, err = metaBlobID(i, features, e, im.b.Path()); err != nil {
+				return err
+			}
+			ci.BlobSize, ci.BlobDigest = le.Uint64(e[200:]), [32]byte(e[168:200])
+		}
+		im.blobs[i].ChunkInfo = ci
+	} else if im.blobs[i].StoredByMeta() && count > 0 {
+		return bad(120, "blob %d has %d chunks that its chunk information describes, and no such information", i, count)
 	}
 	return nil
 }
@@ -154,6 +172,63 @@ func (im *Image) ownFeatures() uint32 {
 		return rafs.BlobTarfs
 	}
 	return rafs.BlobExternal
+}
+
+// readCipher reads the cipher of an encrypted blob: algorithm 216:4, key in the
+// place of the second blob's digest 168:32, tweak 200:16.
+func readCipher(i int, off uint64, features uint32, e []byte) (*rafs.Cipher, error) {
+	cipher := le.Uint32(e[216:])
+	switch {
+	case cipher > cipherAES128XTS:
+		return nil, rafs.Unsupported("blob %d: cipher %d, which no reader has", i, cipher)
+	case (cipher == cipherAES128XTS) != (features&rafs.BlobEncrypted != 0):
+		return nil, rafs.Damaged("blob table", off+216, "blob %d: cipher %d and features %#x", i, cipher, features)
+	case cipher == 0:
+		return nil, nil
+	case features&rafs.BlobSeparate != 0:
+		return nil, rafs.Unsupported("blob %d: both ENCRYPTED and SEPARATE, which share a field", i)
+	case bytes.Equal(e[168:184], e[184:200]):
+		return nil, rafs.Damaged("blob table", off+168, "blob %d: both halves of its key are equal", i)
+	}
+	return rafs.NewCipher([32]byte(e[168:200]), [16]byte(e[200:216])), nil
+}
+
+const cipherAES128XTS = 1
+
+// checkKinds refuses kinds of chunks that contradict each other.
+func checkKinds(i int, off uint64, features uint32) error {
+	has := func(bits uint32) bool { return features&bits == bits }
+	const needV2 = rafs.BlobZran | rafs.BlobBatch | rafs.BlobEncrypted
+	switch {
+	case features&needV2 != 0 && !has(rafs.BlobChunkInfoV2):
+		return rafs.Damaged("blob table", off+84, "blob %d: features %#x: ZRAN, BATCH or ENCRYPTED without CHUNK_INFO_V2", i, features)
+	case has(rafs.BlobZran) && !has(rafs.BlobSeparate):
+		return rafs.Damaged("blob table", off+84, "blob %d: features %#x: ZRAN without SEPARATE", i, features)
+	case has(rafs.BlobZran | rafs.BlobBatch):
+		return rafs.Damaged("blob table", off+84, "blob %d: features %#x: both ZRAN and BATCH", i, features)
+	case has(rafs.BlobZran | rafs.BlobEncrypted):
+		return rafs.Damaged("blob table", off+84, "blob %d: features %#x: both ZRAN and ENCRYPTED", i, features)
+	}
+	return nil
+}
+
+// metaBlobID returns the id of the blob that holds the chunk information of a
+// blob with SEPARATE: the digest in the table, or, where the bootstrap was cut
+// out of that blob, the name of the bootstrap's file.
+func metaBlobID(i int, features uint32, e []byte, path string) (string, error) {
+	if digest := e[168:200]; !allZero(digest) && features&rafs.BlobInlinedFSMeta == 0 {
+		return hex.EncodeToString(digest), nil
+	}
+	return rafs.NameOfBlob(i, "that has its chunk information", path)
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // trimNUL cuts the padding of a fixed-size string and makes a copy.

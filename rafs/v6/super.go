@@ -117,8 +117,6 @@ func (im *Image) readSuper() error {
 		return rafs.ErrNotRAFS
 	case flags&^uint64(rafs.FlagsKnown) != 0:
 		return rafs.Unsupported("superblock flags %#x", flags&^uint64(rafs.FlagsKnown))
-	case flags&rafs.FlagEncryptionAESXTS != 0:
-		return rafs.Unsupported("superblock flag ENCRYPTION_AES_128_XTS")
 	}
 	im.blockBits = blockBits
 	if flags&rafs.FlagTarfs != 0 {

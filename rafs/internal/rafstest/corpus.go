@@ -32,6 +32,7 @@ func Variants(t testing.TB, dir string) map[string]string {
 	}
 	// The reference cannot serve these, but other images of the same sources.
 	manifests["v6-dir-blobcachedir-dict"] = manifests["v6-dir-zstd-16k-dict"]
+	manifests["v6-merge3-batch-encrypt-oci"] = manifests["v6-merge3-batch-oci"]
 	manifests[DamagedVariant] = manifests["v6-tar-rafs-zstd-small"]
 	return manifests
 }

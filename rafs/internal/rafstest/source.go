@@ -1,12 +1,16 @@
 package rafstest
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/rafsd/rafsd/blobstore/backend/localfs"
 	"github.com/rafsd/rafsd/blobstore/codec"
 	"github.com/rafsd/rafsd/rafs"
+	"github.com/rafsd/rafsd/rafs/export"
 )
 
 // Source yields the bytes of chunks.
@@ -14,46 +18,37 @@ type Source interface {
 	Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) ([]byte, error)
 }
 
-// BlobDir reads stored chunks from files named by blob id, and verifies them.
+// BlobDir reads chunks from files named by blob id, in Dir or one of More, and
+// verifies them: digests by the reader of exports, and CRCs here.
 type BlobDir struct {
-	Dir   string
-	blobs map[string][]byte
-	last  struct {
-		blob  int
-		index uint32
-		data  []byte
-	}
+	Dir  string
+	More []string
+
+	img    rafs.Image
+	chunks *export.BlobChunks
 }
 
 // Chunk implements Source.
 func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) ([]byte, error) {
-	if s.last.data != nil && s.last.blob == blob && s.last.index == index {
-		return s.last.data, nil
-	}
-	b := &img.Blobs()[blob]
-	stored, ok := s.blobs[b.ID]
-	if !ok {
-		var err error
-		if stored, err = os.ReadFile(filepath.Join(s.Dir, b.ID)); err != nil {
+	if s.img != img {
+		b, err := localfs.New(localfs.Options{Dir: s.Dir, AltDirs: s.More})
+		if err != nil {
 			return nil, err
 		}
-		if s.blobs == nil {
-			s.blobs = map[string][]byte{}
-		}
-		s.blobs[b.ID] = stored
+		s.img = img
+		s.chunks = export.NewBlobChunks(img, func(id string) export.Source {
+			src, err := b.Blob(id)
+			if err != nil {
+				panic(err) // the image checked the id
+			}
+			return src
+		})
 	}
-	if c.CompressedOffset+uint64(c.CompressedSize) > uint64(len(stored)) {
-		return nil, fmt.Errorf("chunk %d at %d+%d of a blob of %d", index, c.CompressedOffset, c.CompressedSize, len(stored))
+	data, err := s.chunks.Chunk(context.Background(), blob, index)
+	if err != nil {
+		return nil, err
 	}
-	algorithm := codec.Algorithm(b.Compressor)
-	if c.Flags&rafs.ChunkCompressed == 0 {
-		algorithm = codec.Algorithm(rafs.CompressorNone)
-	}
-	data := make([]byte, c.UncompressedSize)
-	if err := codec.Decode(algorithm, data, stored[c.CompressedOffset:][:c.CompressedSize]); err != nil {
-		return nil, fmt.Errorf("chunk %d of blob %d: %w", index, blob, err)
-	}
-	if got := codec.Sum(codec.Digester(b.Digester), data); got != c.Digest && c.Digest != [32]byte{} {
+	if got := codec.Sum(codec.Digester(img.Blobs()[blob].Digester), data); got != c.Digest && c.Digest != [32]byte{} {
 		return nil, fmt.Errorf("chunk %d of blob %d: digest %x, want %x", index, blob, got, c.Digest)
 	}
 	if c.Flags&rafs.ChunkHasCRC != 0 {
@@ -61,8 +56,7 @@ func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) (
 			return nil, fmt.Errorf("chunk %d of blob %d: CRC %#x, want %#x", index, blob, got, c.CRC32C)
 		}
 	}
-	s.last.blob, s.last.index, s.last.data = blob, index, data
-	return data, nil
+	return bytes.Clone(data), nil
 }
 
 // CacheDir reads chunks from files of uncompressed data, at their place. The
@@ -70,7 +64,6 @@ func (s *BlobDir) Chunk(img rafs.Image, blob int, index uint32, c *rafs.Chunk) (
 type CacheDir struct{ Dir, Suffix string }
 
 // Chunk implements Source.
-
 func (s CacheDir) Chunk(img rafs.Image, blob int, _ uint32, c *rafs.Chunk) ([]byte, error) {
 	f, err := os.Open(filepath.Join(s.Dir, img.Blobs()[blob].ID+s.Suffix))
 	if err != nil {
