@@ -11,7 +11,8 @@ const IndexBits = 44
 
 // ErrWouldBlock is what a FileSystem method returns when it cannot go on without
 // waiting and Op.MayBlock is false. It must then have written nothing to the
-// reply. The server calls the same method again, with the same arguments, on a
+// reply; places it got from Out.Segments and did not count by Advance may be
+// filled, as by a read that got no further. The server calls the same method again, with the same arguments, on a
 // goroutine where Op.MayBlock is true.
 var ErrWouldBlock = errors.New("operation would block")
 

@@ -38,10 +38,10 @@ func (fs *FS) Read(op *fuseproto.Op, id uint64, in *fuseproto.ReadIn, out *fusep
 		return readCold(f.d.fd, int64(in.Offset), size, out)
 	}
 	flags := unix.RWF_NOWAIT
-	switch f.reads {
-	case readPlain:
+	switch {
+	case f.reads == readPlain:
 		flags = 0
-	case readOffload:
+	case f.node.mount.waits.Load():
 		return fuseproto.ErrWouldBlock
 	}
 	segs, err := out.Segments(size)
@@ -63,7 +63,10 @@ func (fs *FS) Read(op *fuseproto.Op, id uint64, in *fuseproto.ReadIn, out *fusep
 		case err == nil:
 			n += k
 			continue
-		case flags != 0 && (err == unix.EAGAIN || err == unix.EOPNOTSUPP):
+		case flags != 0 && err == unix.EOPNOTSUPP:
+			f.node.mount.waits.Store(true)
+			return fuseproto.ErrWouldBlock
+		case flags != 0 && err == unix.EAGAIN:
 			return fuseproto.ErrWouldBlock
 		}
 		return mayFault(err)

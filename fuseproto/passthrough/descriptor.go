@@ -14,6 +14,7 @@ type descriptor struct {
 	fd   int
 	refs atomic.Int32 // whoever keeps it counts as one; 0 is closed
 	used atomic.Bool  // since the sweeper came by
+	seen atomic.Int64 // when it was last seen to be inside, of a directory; FS.clock
 }
 
 func newDescriptor(fd int) *descriptor {
@@ -257,17 +258,23 @@ func (fs *FS) hold(n *node) (held, error) {
 	if n == fs.root {
 		return held{fd: fs.rootFD, open: true}, nil
 	}
-	if d := takeFrom(&n.path); d != nil {
-		return held{fd: d.fd, d: d}, nil
+	d, open := takeFrom(&n.path), false
+	if d == nil {
+		d = fs.borrow(n)
+		open = d != nil
 	}
-	if d := fs.borrow(n); d != nil {
-		return held{fd: d.fd, d: d, open: true}, nil
+	if d == nil {
+		var err error
+		if d, err = fs.reopen(n); err != nil {
+			return held{}, err
+		}
 	}
-	d, err := fs.reopen(n)
-	if err != nil {
-		return held{}, err
+	if n.typ == unix.S_IFDIR && !fs.inside(d) {
+		d.release()
+		fs.idle.remove(&n.path)
+		return held{}, unix.ESTALE
 	}
-	return held{fd: d.fd, d: d}, nil
+	return held{fd: d.fd, d: d, open: open}, nil
 }
 
 // borrow returns the descriptor of a file of n that is open, or nil. It is what

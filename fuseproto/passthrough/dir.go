@@ -97,6 +97,9 @@ func (fs *FS) ReadDir(op *fuseproto.Op, id uint64, in *fuseproto.ReadIn, out *fu
 	if in.Offset > 1<<63-1 {
 		return unix.EINVAL
 	}
+	if f.node != fs.root && !fs.inside(f.d) {
+		return unix.ESTALE
+	}
 	l := f.dir
 	l.mu.Lock()
 	defer l.mu.Unlock()

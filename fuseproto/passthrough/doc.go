@@ -14,8 +14,8 @@
 // directories are opened for use, and only through a descriptor or handle that was
 // seen to stand for a file of that type. What the host keeps outside of the
 // directory can therefore not be named. A directory that the host itself moves out
-// while the guest knows it stays the guest's until it is forgotten, as it stays
-// that of a process which stands in it.
+// of the tree is ESTALE to the guest a second later (inside); a file stays what the
+// guest has looked up, as it stays that of a process which has it open.
 //
 // Nodes cost no descriptor. A node is known by its file handle where the host's
 // file system has them and we may open them (CAP_DAC_READ_SEARCH); else by its

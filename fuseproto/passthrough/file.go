@@ -25,9 +25,8 @@ type file struct {
 type readMode uint8
 
 const (
-	readNowait  readMode = iota // RWF_NOWAIT
-	readPlain                   // the file is memory, or past the page cache
-	readOffload                 // not at all
+	readNowait readMode = iota // RWF_NOWAIT, unless the mount refuses it
+	readPlain                  // the file is memory, or past the page cache
 )
 
 type syncMode uint8

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,7 @@ type FS struct {
 	log    *slog.Logger
 	xattrs bool // the kernel has the *xattrat calls
 
+	began    time.Time
 	rootFile *os.File // owned; what New was given
 	rootFD   int      // the same directory, opened for reading
 	procFD   int      // /proc/self/fd, opened at the start: works after pivot_root
@@ -68,7 +70,7 @@ type Stats struct {
 // The FS owns root if there is no error.
 func New(root *os.File, o Options) (*FS, error) {
 	idle, files := o.limits()
-	fs := &FS{opts: o, log: o.Log, maxFiles: int64(files), idle: newIdleSet(idle), mounts: make(map[uint64]*mount), rootFD: -1}
+	fs := &FS{began: time.Now(), opts: o, log: o.Log, maxFiles: int64(files), idle: newIdleSet(idle), mounts: make(map[uint64]*mount), rootFD: -1}
 	if fs.log == nil {
 		fs.log = slog.New(slog.DiscardHandler)
 	}
@@ -121,7 +123,7 @@ func (fs *FS) newSession(flags uint64) *session {
 	for i := range s.files {
 		s.files[i].files = make(map[uint64]*file)
 	}
-	s.locks.owners = make(map[lockKey]*lockOwner)
+	s.locks.owners = make(map[lockKey]*descriptor)
 	return s
 }
 
@@ -146,7 +148,7 @@ func (fs *FS) end(s *session) {
 	close(s.ended)
 	fs.lockWait.wake()
 	fs.endFiles(s)
-	s.locks.end()
+	fs.endLocks(s)
 	fs.endNodes(s.nodes)
 	fs.mountsMu.Lock()
 	clear(fs.mounts)

@@ -20,33 +20,19 @@ import (
 // lockKey names an owner's locks of a file.
 type lockKey struct{ node, owner uint64 }
 
-// lockOwner is the open file description of a lockKey.
-type lockOwner struct {
-	d *descriptor
-}
-
-// lockTable holds the lock owners of a session. mu is a leaf, but for closing.
+// lockTable holds the open file descriptions of a session's lock owners. They are
+// counted as open files. mu is a leaf.
 type lockTable struct {
 	mu     sync.Mutex
-	owners map[lockKey]*lockOwner // nil when the session is over
-}
-
-func (t *lockTable) end() {
-	t.mu.Lock()
-	all := t.owners
-	t.owners = nil
-	t.mu.Unlock()
-	for _, o := range all {
-		o.d.release()
-	}
+	owners map[lockKey]*descriptor // nil when the session is over
 }
 
 // take returns the description of a key with a user added, or nil.
 func (t *lockTable) take(k lockKey) *descriptor {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if o := t.owners[k]; o != nil && o.d.take() {
-		return o.d
+	if d := t.owners[k]; d != nil && d.take() {
+		return d
 	}
 	return nil
 }
@@ -87,31 +73,53 @@ func (fs *FS) ownerOf(s *session, n *node, owner uint64) (*descriptor, error) {
 	if err := fs.openOne(); err != nil {
 		return nil, err
 	}
-	defer fs.files.Add(-1) // bounded by it, counted by the lock's file
 	fd, err := fs.openFile(n, unix.O_RDWR|unix.O_NONBLOCK)
 	if err == unix.EROFS || err == unix.EACCES || err == unix.ETXTBSY || err == unix.EPERM {
 		fd, err = fs.openFile(n, unix.O_RDONLY|unix.O_NONBLOCK)
 	}
 	if err != nil {
+		fs.files.Add(-1)
 		return nil, err
 	}
 	d := newDescriptor(fd)
 	d.refs.Store(2)
 	s.locks.mu.Lock()
-	defer s.locks.mu.Unlock()
-	switch {
-	case s.locks.owners == nil:
-		unix.Close(fd)
-		return nil, unix.ESTALE
-	case s.locks.owners[k] != nil && s.locks.owners[k].d.take():
-		unix.Close(fd)
-		return s.locks.owners[k].d, nil
-	case len(s.locks.owners) >= int(fs.maxFiles):
-		unix.Close(fd)
-		return nil, unix.ENOLCK
+	other, ended := s.locks.owners[k], s.locks.owners == nil
+	if other == nil && !ended {
+		s.locks.owners[k] = d
 	}
-	s.locks.owners[k] = &lockOwner{d: d}
-	return d, nil
+	s.locks.mu.Unlock()
+	switch {
+	case other == nil && !ended:
+		return d, nil
+	case other != nil:
+		err = unix.EAGAIN // made by another request of the owner's just now
+	default:
+		err = unix.ESTALE
+	}
+	unix.Close(fd)
+	fs.files.Add(-1)
+	if err == unix.EAGAIN && other.take() {
+		return other, nil
+	}
+	return nil, err
+}
+
+// freeOwner gives an owner's locks back.
+func (fs *FS) freeOwner(d *descriptor) {
+	d.release()
+	fs.files.Add(-1)
+}
+
+// endLocks gives all locks of a session back that is over.
+func (fs *FS) endLocks(s *session) {
+	s.locks.mu.Lock()
+	all := s.locks.owners
+	s.locks.owners = nil
+	s.locks.mu.Unlock()
+	for _, d := range all {
+		fs.freeOwner(d)
+	}
 }
 
 // unlockOwner gives back all locks of an owner in a file: its process has closed
@@ -122,11 +130,11 @@ func (fs *FS) unlockOwner(op *fuseproto.Op, n *node, owner uint64) {
 		return
 	}
 	s.locks.mu.Lock()
-	o := s.locks.owners[lockKey{n.id, owner}]
+	d := s.locks.owners[lockKey{n.id, owner}]
 	delete(s.locks.owners, lockKey{n.id, owner})
 	s.locks.mu.Unlock()
-	if o != nil {
-		o.d.release()
+	if d != nil {
+		fs.freeOwner(d)
 		fs.lockWait.wake()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -18,7 +19,40 @@ import (
 
 var le = binary.LittleEndian
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// inside says that the process is in a mount namespace of its own.
+const inside = "RAFSD_TEST_OWN_MOUNTS"
+
+// TestMain moves the whole test program to a mount namespace of its own, where
+// that is allowed, so that tests may mount what they like.
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) == "" {
+		runtime.LockOSThread()
+		if unix.Unshare(unix.CLONE_NEWNS) == nil &&
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") == nil {
+			err := unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
+			panic(err)
+		}
+		runtime.UnlockOSThread()
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// mounts skips a test where nothing can be mounted.
+func mounts(t testing.TB) {
+	t.Helper()
+	if os.Getenv(inside) == "" {
+		t.Skip("needs root and CAP_SYS_ADMIN: tests of mounts did not run")
+	}
+}
+
+// mount mounts something until the test ends.
+func mount(t testing.TB, source, target, fstype string, flags uintptr, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+		t.Fatalf("mount %s at %s: %v", source, target, err)
+	}
+	t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) }) // some tests have done so
+}
 
 const overlayMagic = 0x794c7630
 
@@ -66,9 +100,15 @@ func serve(t testing.TB, dir string, o passthrough.Options) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &guest{fusetest.NewClient(t, srv), t, fs, dir, srv}
+	g := &guest{newClient(t, srv), t, fs, dir, srv}
 	g.Init()
 	return g
+}
+
+func newClient(t testing.TB, srv *fuseproto.Server) *fusetest.Client {
+	c := fusetest.NewClient(t, srv)
+	c.Scribbles = true
+	return c
 }
 
 // as sends a request with the ids of a caller.

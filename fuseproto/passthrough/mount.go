@@ -12,7 +12,7 @@ import (
 // It is opened again from where it is mounted, and its number tells whether it is
 // still there.
 //
-// All but refs and fd is immutable.
+// All but waits, refs and fd is immutable.
 type mount struct {
 	number  uint64 // of STATX_MNT_ID
 	dev     uint64 // of its root
@@ -22,6 +22,8 @@ type mount struct {
 	remote  bool   // closing a file there can fail: FLUSH means something
 	parent  *node  // of the directory that it is mounted in; nil for the first
 	name    string // in parent
+
+	waits atomic.Bool // files here refuse RWF_NOWAIT: reads are for other goroutines
 
 	refs atomic.Int64 // nodes, and look-ups under way
 	fd   slot         // its root, opened for reading; for handles

@@ -176,8 +176,10 @@ func renameat2(oldDir int, oldName *cname, dir int, name *cname, flags uint32) e
 }
 
 // readlinkFD reads the target of the link that an O_PATH descriptor stands for.
-func readlinkFD(fd int, buf []byte) (int, error) {
-	n, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(fd), uintptr(unsafe.Pointer(&empty)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0)
+func readlinkFD(fd int, buf []byte) (int, error) { return readlinkat(fd, &empty, buf) }
+
+func readlinkat(dir int, name *cname, buf []byte) (int, error) {
+	n, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0)
 	return int(n), errOf(e)
 }
 

@@ -1,0 +1,5 @@
+//go:build race
+
+package passthrough_test
+
+const raceEnabled = true
