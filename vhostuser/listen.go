@@ -145,6 +145,17 @@ func Inherit(fd int) (*Listener, error) {
 	return &Listener{sock: sock}, nil
 }
 
+// File returns a descriptor of the listening socket for another process, which
+// may Inherit it. It is the caller's; the Listener stays as it was.
+func (l *Listener) File() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone || l.sock == nil {
+		return nil, errors.New("vhost-user listener has no listening socket")
+	}
+	return l.sock.File()
+}
+
 // accept waits for the next front-end. io.EOF says that there is none to come.
 func (l *Listener) accept() (*net.UnixConn, error) {
 	if l.sock != nil {

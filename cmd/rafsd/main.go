@@ -17,15 +17,23 @@ const (
 	exitUsage = 2
 )
 
+// exitCode is an error that has been reported by another process.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
 // run is main with its surroundings as arguments.
 func run(argv []string, stdout io.Writer, stderr *os.File) int {
 	err := dispatch(argv, stdout, stderr)
 	var usage *usageError
+	var code exitCode
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &code):
+		return int(code)
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "error: %v\n\nFor more information, try '--help'.\n", err)
 		return exitUsage
@@ -45,8 +53,7 @@ func dispatch(argv []string, stdout io.Writer, stderr *os.File) error {
 	case asSubcommand:
 		return runSubcommand(findSubcommand(argv[1]), argv[2:], stdout, stderr)
 	case asVirtiofsd:
-		return errors.New("started like virtiofsd (by that name, or by --fd, --socket-path, --shared-dir or --print-capabilities without a subcommand): " +
-			"not supported yet; images are served by: rafsd virtiofs --sock PATH")
+		return runVirtiofsd(argv[1:], stdout, stderr)
 	case asFuse:
 		return errors.New(findSubcommand("fuse").later)
 	}
@@ -77,10 +84,27 @@ func runSubcommand(s *subcommand, args []string, stdout io.Writer, stderr *os.Fi
 		return err
 	}
 	switch {
-	case a.has("shared-dir"):
-		return errors.New("--shared-dir: directories of the host are not supported yet")
 	case a.has("upgrade"):
 		return errors.New("--upgrade: a daemon for virtual machines cannot take over from another one")
 	}
 	return serve(v, stderr)
+}
+
+// runVirtiofsd is the program when it was started like virtiofsd.
+func runVirtiofsd(args []string, stdout io.Writer, stderr *os.File) error {
+	a, err := parseOptions(virtiofsdOptions, args)
+	switch {
+	case err != nil:
+		return err
+	case a.has("help"):
+		printSubcommandHelp(stdout, &virtiofsdHelp)
+		return nil
+	case a.has("print-capabilities"):
+		return printCapabilities(stdout)
+	}
+	v, err := readVirtiofsd(a)
+	if err != nil {
+		return err
+	}
+	return serveVirtiofsd(v, stderr)
 }

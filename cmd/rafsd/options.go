@@ -7,6 +7,11 @@ type option struct {
 	short byte   // 0 = none
 	value string // what the help text calls its value; "" if it takes none
 	help  string
+	// noValue is what stands for the value if none is given; then a value only
+	// comes behind a "=". "" if a value is needed.
+	noValue string
+	// repeats says that every occurrence counts, not only the last.
+	repeats bool
 	// choices are all values there are, nil if they are not a list.
 	choices []string
 	// path says that the value is a path, for completions.
@@ -16,6 +21,8 @@ type option struct {
 	// ignored says why the option has no effect; "" if it has one. One warning
 	// names all such options of a command line.
 	ignored string
+	// check, if set, says what is wrong with a value.
+	check func(value string) error
 	// aliases are further long names.
 	aliases []string
 }
@@ -59,7 +66,7 @@ var mountOptions = []option{
 	{long: "bootstrap", short: 'B', value: "FILE", path: true, help: "Mount the image with this bootstrap"},
 	{long: "config", short: 'C', value: "FILE", path: true, help: "Configuration of that mount, as nydusd's: JSON or TOML"},
 	{long: "localfs-dir", short: 'D', value: "DIR", path: true, help: "Take its blobs from this folder, instead of --config"},
-	{long: "shared-dir", short: 's', value: "DIR", path: true, help: "Mount this directory of the host (not supported yet)"},
+	{long: "shared-dir", short: 's', value: "DIR", path: true, help: "Mount this directory of the host"},
 	{long: "virtual-mountpoint", short: 'm', value: "PATH", help: "Where in the guest's tree it is mounted [default: /]"},
 	{long: "prefetch-files", value: "FILE", path: true, help: "List of files to fetch first", ignored: "nothing is prefetched yet"},
 	{long: "dedup-db", value: "FILE", path: true, hidden: true, ignored: "chunks are shared without a database"},
@@ -83,7 +90,7 @@ var virtiofsOptions = concat(
 	[]option{
 		{long: "thread-pool-size", value: "N", hidden: true, ignored: "of virtiofsd"},
 		{long: "announce-submounts", hidden: true, ignored: "of virtiofsd"},
-		{long: "", short: 'o', value: "LIST", hidden: true, ignored: "of virtiofsd"},
+		{long: "", short: 'o', value: "LIST", hidden: true, ignored: "of virtiofsd", check: checkMountList},
 	},
 )
 

@@ -20,9 +20,10 @@ func usagef(format string, args ...any) error {
 // arguments are the options of a command line by long name; a later one of the
 // same name has replaced an earlier one.
 type arguments struct {
-	values  map[string]string // of a flag: ""
-	words   []string          // what is no option
-	ignored []string          // options as given that have no effect, with the reason
+	values  map[string]string   // of a flag: ""
+	all     map[string][]string // of those that repeat, in order; of one without a long name, by its letter
+	words   []string            // what is no option
+	ignored []string            // options as given that have no effect, with the reason
 }
 
 func (a *arguments) has(name string) bool {
@@ -33,7 +34,7 @@ func (a *arguments) has(name string) bool {
 // parseOptions reads args by the table of options. It takes the forms that
 // nydusd's callers use: --name=value, --name value, -n value, -nvalue, -n=value.
 func parseOptions(options []option, args []string) (*arguments, error) {
-	a := &arguments{values: make(map[string]string)}
+	a := &arguments{values: make(map[string]string), all: make(map[string][]string)}
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		if arg == "--" {
@@ -61,6 +62,8 @@ func parseOptions(options []option, args []string) (*arguments, error) {
 		switch {
 		case o.value == "" && hasValue:
 			return nil, usagef("%s takes no value", name)
+		case o.noValue != "" && !hasValue:
+			value = o.noValue
 		case o.value != "" && !hasValue:
 			if i+1 == len(args) || len(args[i+1]) > 1 && args[i+1][0] == '-' {
 				return nil, usagef("%s needs a value: %s", name, o.value)
@@ -68,8 +71,8 @@ func parseOptions(options []option, args []string) (*arguments, error) {
 			i++
 			value = args[i]
 		}
-		if o.short == 'o' && o.long == "" {
-			if err := checkMountList(value); err != nil {
+		if o.check != nil {
+			if err := o.check(value); err != nil {
 				return nil, err
 			}
 		}
@@ -79,8 +82,13 @@ func parseOptions(options []option, args []string) (*arguments, error) {
 		if o.ignored != "" {
 			a.ignored = append(a.ignored, fmt.Sprintf("%s (%s)", name, o.ignored))
 		}
-		if o.long != "" {
-			a.values[o.long] = value
+		key := o.long
+		if key == "" {
+			key = string(o.short)
+		}
+		a.values[key] = value
+		if o.repeats {
+			a.all[key] = append(a.all[key], value)
 		}
 	}
 	return a, nil

@@ -49,6 +49,8 @@ type output struct {
 	mu  sync.Mutex
 	b   bytes.Buffer
 	new chan struct{} // of capacity 1
+	// ended is closed when the process has ended and all of its output is here.
+	ended chan struct{}
 }
 
 func (o *output) Write(p []byte) (int, error) {
@@ -76,6 +78,11 @@ func (o *output) waitFor(t testing.TB, text string) {
 	for !strings.Contains(o.String(), text) {
 		select {
 		case <-o.new:
+		case <-o.ended:
+			if !strings.Contains(o.String(), text) {
+				t.Fatalf("the process ended without %q in its output:\n%s", text, o)
+			}
+			return
 		case <-timer.C:
 			t.Fatalf("no %q in the output:\n%s", text, o)
 		}
@@ -160,8 +167,9 @@ func launch(t testing.TB, o options, args ...string) *process {
 	}
 	p := &process{
 		t: t, dir: o.dir, sock: filepath.Join(o.dir, "v.sock"), api: filepath.Join(o.dir, "a.sock"),
-		out: &output{new: make(chan struct{}, 1)}, ended: make(chan struct{}),
+		ended: make(chan struct{}),
 	}
+	p.out = &output{new: make(chan struct{}, 1), ended: p.ended}
 	replace := strings.NewReplacer("{sock}", p.sock, "{api}", p.api, "{dir}", p.dir)
 	for i := range args {
 		args[i] = replace.Replace(args[i])

@@ -9,11 +9,19 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"os/user"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/internal/confine"
+	"github.com/rafsd/rafsd/internal/hostfs"
 	"github.com/rafsd/rafsd/internal/version"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
@@ -31,7 +39,7 @@ const (
 // levels are slog's of the names on the command line. The FUSE server traces
 // requests at debug level.
 var levels = map[string]slog.Level{
-	"trace": slog.LevelDebug - 4, "debug": slog.LevelDebug, "info": slog.LevelInfo,
+	logOff: slog.Level(1 << 20), "trace": slog.LevelDebug - 4, "debug": slog.LevelDebug, "info": slog.LevelInfo,
 	"warn": slog.LevelWarn, "error": slog.LevelError,
 }
 
@@ -64,7 +72,9 @@ func serve(v *virtiofsArgs, stderr *os.File) error {
 // openLog returns the logger of the daemon.
 func openLog(v *virtiofsArgs, stderr *os.File) (*slog.Logger, *logsink.Sink, error) {
 	var out io.Writer = stderr
-	if v.logFile != "" {
+	if v.logTo != nil {
+		out = v.logTo
+	} else if v.logFile != "" {
 		f, err := logsink.OpenFile(v.logFile, v.logRotation)
 		if err != nil {
 			return nil, nil, err
@@ -83,6 +93,10 @@ type service struct {
 	api    *httpapi.Server    // nil if there is none
 	hangUp context.CancelFunc // ends the VMM's connection and the wait for another
 
+	// As virtiofsd: the end before a VMM ever came is a failure.
+	mustConnect bool
+	connected   atomic.Bool
+
 	failed chan error    // why a door has closed by itself
 	ended  chan struct{} // yields once for each door that has closed
 	doors  int
@@ -90,13 +104,25 @@ type service struct {
 
 // start makes everything ready and opens the doors.
 func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
-	s := &service{log: log, failed: make(chan error, 2), ended: make(chan struct{}, 2)}
+	s := &service{log: log, mustConnect: v.as == asVirtiofsd, failed: make(chan error, 2), ended: make(chan struct{}, 2)}
+	socket, err := listen(v)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			socket.Close()
+		}
+	}()
+	if err := v.enterSandbox(); err != nil {
+		return nil, err
+	}
 	queues := queueCount(v)
 	s.daemon, err = daemon.New(daemon.Options{
 		ID: v.id, Supervisor: v.supervisor,
 		FirstConnect: limit(v.settings.Daemon.FirstConnect), Linger: limit(v.settings.Daemon.Linger),
-		Alone: v.apisock == "" && v.bootstrap != "" && v.mountpoint == "/",
-		Read:  v.settings.Read, Cache: v.settings.Cache,
+		Alone: v.alone(), Directory: v.sharedDir != "", Directories: v.dirs, RefuseFlags: v.refuse,
+		Read: v.settings.Read, Cache: v.settings.Cache,
 		Log: log,
 	})
 	if err != nil {
@@ -108,24 +134,18 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 		}
 	}()
 	device, err := vhostuser.NewServer(s.daemon.Device(v.tag, queues), vhostuser.Options{
-		Queues:       1 + queues, // the first one is for what must not wait behind requests
-		Config:       v.tag != "",
-		Log:          log,
-		OnConnect:    s.daemon.FrontEndConnected,
+		Queues: 1 + queues, // the first one is for what must not wait behind requests
+		Config: v.tag != "",
+		Log:    log,
+		OnConnect: func() {
+			s.connected.Store(true)
+			s.daemon.FrontEndConnected()
+		},
 		OnDisconnect: func(error) { s.daemon.FrontEndGone() },
 	})
 	if err != nil {
 		return nil, err
 	}
-	socket, err := listen(v)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			socket.Close()
-		}
-	}()
 	if v.bootstrap != "" {
 		c, err := v.mountConfig()
 		if err != nil {
@@ -135,12 +155,18 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 			return nil, err
 		}
 	}
+	if v.sharedDir != "" {
+		if err := s.daemon.MountDirectory(context.Background(), v.mountpoint, v.sharedDir); err != nil {
+			return nil, err
+		}
+	}
 	var api net.Listener
 	if v.apisock != "" {
 		if api, err = httpapi.Listen(v.apisock); err != nil {
 			return nil, err
 		}
 	}
+	giveUp(v.keep, log)
 	// From the first answer on a caller finds us RUNNING, mounts and all.
 	if err := s.daemon.Start(); err != nil {
 		return nil, err
@@ -153,7 +179,22 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 		s.open("API socket", func() error { return s.api.Serve(api) })
 	}
 	log.Info("ready", "queues", queues)
+	if v.ready != nil {
+		v.ready()
+	}
 	return s, nil
+}
+
+// giveUp gives up for good what privileges are not needed. A start does not fail
+// for it: who runs us with less than root has less to give.
+func giveUp(keep confine.Set, log *slog.Logger) {
+	err := confine.NoNewPrivs()
+	if err == nil {
+		err = confine.Limit(keep)
+	}
+	if err != nil {
+		log.Warn("privileges are kept", "err", err)
+	}
 }
 
 // maxSocketPath is the longest path of a unix socket in bytes.
@@ -167,7 +208,60 @@ func listen(v *virtiofsArgs) (*vhostuser.Listener, error) {
 	if n := len(v.sock); n > maxSocketPath {
 		return nil, fmt.Errorf("vhost-user socket %s: path of %d bytes, at most %d are possible", v.sock, n, maxSocketPath)
 	}
-	return vhostuser.Listen(v.sock)
+	l, err := vhostuser.Listen(v.sock)
+	if err != nil {
+		return nil, err
+	}
+	if err := giveSocket(v.sock, v.socketGroup); err != nil {
+		return nil, errors.Join(fmt.Errorf("vhost-user socket %s: %w", v.sock, err), l.Close())
+	}
+	return l, nil
+}
+
+// giveSocket gives the VMM's socket to the owner of its folder, if we may: a VMM
+// that runs as another user could not connect otherwise. A group is let in besides
+// if it is named. The folder is its owner's, who could have put anything in the
+// socket's place meanwhile: only what is our socket and no link is given away.
+func giveSocket(sock, group string) error {
+	var dir, st unix.Stat_t
+	if err := unix.Stat(filepath.Dir(sock), &dir); err != nil {
+		return err
+	}
+	uid, gid := -1, -1
+	if os.Geteuid() == 0 && dir.Uid != 0 {
+		uid, gid = int(dir.Uid), int(dir.Gid)
+	}
+	if group != "" {
+		g, err := user.LookupGroup(group)
+		if err != nil {
+			return err
+		}
+		if gid, err = strconv.Atoi(g.Gid); err != nil {
+			return err
+		}
+	}
+	if uid < 0 && gid < 0 {
+		return nil
+	}
+	f, err := hostfs.Open(sock, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() || st.Nlink != 1 {
+		return errors.New("somebody has replaced it")
+	}
+	if group != "" {
+		// A change of the owner first would take the right from us.
+		if err := os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o660); err != nil {
+			return err
+		}
+	}
+	return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH)
 }
 
 // open serves one door until it closes.
@@ -186,6 +280,9 @@ func (s *service) wait(signals <-chan os.Signal) error {
 	select {
 	case sig := <-signals:
 		s.log.Info("ending", "signal", sig.String())
+		if s.mustConnect && !s.connected.Load() {
+			return fmt.Errorf("ended by %v before a VMM came", sig)
+		}
 		return nil
 	case err := <-s.daemon.Over():
 		s.log.Info("ending: nobody needs us any more", "err", err)

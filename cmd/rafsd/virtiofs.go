@@ -1,11 +1,14 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path"
 	"strconv"
 	"strings"
 
+	"github.com/rafsd/rafsd/fuseproto/passthrough"
+	"github.com/rafsd/rafsd/internal/confine"
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
 
@@ -14,11 +17,13 @@ const maxTag = 36
 
 // virtiofsArgs are the options of `rafsd virtiofs`, checked, over the settings.
 type virtiofsArgs struct {
-	sock string // "" if fd is given
-	fd   int    // -1 if sock is given
-	tag  string // "" = none
+	sock        string // "" if fd is given
+	fd          int    // -1 if sock is given
+	socketGroup string // who may connect besides the owner; "" = nobody
+	tag         string // "" = none
 
-	bootstrap  string // "" = nothing is mounted from the start
+	bootstrap  string // "" = no image is mounted from the start
+	sharedDir  string // "" = no directory of the host is
 	configFile string
 	localfsDir string
 	mountpoint string
@@ -27,8 +32,16 @@ type virtiofsArgs struct {
 	id         string
 	supervisor string
 
-	logFile     string // "" = standard error
-	logRotation int64  // bytes, 0 = never
+	logTo       io.Writer // instead of file and standard error, if not nil
+	logFile     string    // "" = standard error
+	logRotation int64     // bytes, 0 = never
+
+	dirs    passthrough.Options // how directories of the host are shown
+	refuse  uint64              // flags of a FUSE session that are never granted
+	keep    confine.Set         // capabilities
+	sandbox confine.Mode        // what it is shut in; "" = none
+	as      personality         // asSubcommand or asVirtiofsd
+	ready   func()              // called once when the sockets are served; may be nil
 
 	settings config.Settings // of the file, overridden by options
 	ignored  []string        // options that have no effect, for one warning
@@ -40,8 +53,8 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 	v := &virtiofsArgs{
 		sock: a.values["sock"], fd: -1, tag: a.values["tag"],
 		bootstrap: a.values["bootstrap"], configFile: a.values["config"], localfsDir: a.values["localfs-dir"],
-		mountpoint: "/",
-		apisock:    a.values["apisock"], id: a.values["id"], supervisor: a.values["supervisor"],
+		mountpoint: "/", sharedDir: a.values["shared-dir"], as: asSubcommand,
+		apisock: a.values["apisock"], id: a.values["id"], supervisor: a.values["supervisor"],
 		logFile: a.values["log-file"], ignored: a.ignored,
 	}
 	if len(a.words) > 0 {
@@ -60,7 +73,33 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 	if err := v.overrideSettings(a); err != nil {
 		return nil, err
 	}
+	v.dirs = directorySettings(v.settings.Passthrough)
+	v.keep = confine.OverlayUpper
+	if v.alone() && v.sharedDir == "" {
+		v.keep = confine.Images
+	}
 	return v, nil
+}
+
+// alone tells whether nothing can ever be mounted but what is from the start.
+func (v *virtiofsArgs) alone() bool {
+	return v.apisock == "" && v.mountpoint == "/" && (v.bootstrap != "" || v.sharedDir != "")
+}
+
+// directorySettings turns settings, which were checked, into options.
+func directorySettings(s config.PassthroughSettings) passthrough.Options {
+	cache, err := passthrough.ParseCacheMode(s.Cache)
+	if err != nil {
+		panic(err) // Settings.Check lets nothing else through
+	}
+	handles := map[string]passthrough.HandleMode{
+		"prefer": passthrough.HandlesPrefer, "never": passthrough.HandlesNever, "mandatory": passthrough.HandlesMandatory,
+	}
+	return passthrough.Options{
+		Cache: cache, FileHandles: handles[s.FileHandles], PosixACL: s.PosixACL, NoKillprivV2: !s.KillprivV2,
+		Writeback: s.Writeback, AllowMmap: s.AllowMmap, MaxOpen: s.MaxOpen,
+		PosixLocks: s.Locks == "host", Flock: s.Locks == "host",
+	}
 }
 
 func (v *virtiofsArgs) socket(a *arguments) error {

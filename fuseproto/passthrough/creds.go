@@ -1,6 +1,9 @@
 package passthrough
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strconv"
@@ -154,8 +157,14 @@ func (fs *FS) ids() error {
 	for i, g := range groups {
 		fs.groups[i] = uint32(g)
 	}
-	status, err := os.ReadFile("/proc/self/status")
+	// Beside the descriptors: the path from "/" may be out of sight.
+	fd, err := unix.Openat(fs.procFD, "../status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
+		return fmt.Errorf("open status in /proc: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "status")
+	status, err := io.ReadAll(f)
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(status)) {

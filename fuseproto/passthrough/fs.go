@@ -74,12 +74,18 @@ func New(root *os.File, o Options) (*FS, error) {
 	if fs.log == nil {
 		fs.log = slog.New(slog.DiscardHandler)
 	}
-	err := fs.ids()
-	if err != nil {
-		return nil, fmt.Errorf("passthrough: own ids: %w", err)
+	var err error
+	if o.Proc != nil {
+		fs.procFD, err = unix.FcntlInt(o.Proc.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	} else {
+		fs.procFD, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
-	if fs.procFD, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("passthrough: open /proc/self/fd: %w", err)
+	}
+	if err := fs.ids(); err != nil {
+		unix.Close(fs.procFD)
+		return nil, fmt.Errorf("passthrough: own ids: %w", err)
 	}
 	if err := fs.openRoot(int(root.Fd())); err != nil {
 		unix.Close(fs.procFD)

@@ -3,6 +3,7 @@ package passthrough
 import (
 	"fmt"
 	"log/slog"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -91,6 +92,9 @@ type Options struct {
 	// MaxOpen is how many descriptors are kept open for nodes that are in no use
 	// at the moment; 0 takes a quarter of RLIMIT_NOFILE, 4096 at most.
 	MaxOpen int
+	// Proc is /proc/self/fd, opened by somebody who saw /proc: the process may have
+	// lost sight of it (pivot_root). nil lets New open it. It stays the caller's.
+	Proc *os.File
 	// Log takes what the guest is not told; nil logs nothing.
 	Log *slog.Logger
 }

@@ -326,3 +326,17 @@ func TestEnterDirErrors(t *testing.T) {
 		t.Errorf("missing directory: %v", err)
 	}
 }
+
+func TestByName(t *testing.T) {
+	for name, want := range map[string]confine.Set{
+		"chown": confine.Chown, "CAP_SYS_ADMIN": confine.SysAdmin, "setfcap": confine.Setfcap, "Mknod": confine.Mknod,
+		"checkpoint_restore": 1 << unix.CAP_CHECKPOINT_RESTORE, "dac_read_search": confine.DACReadSearch,
+	} {
+		if got, ok := confine.ByName(name); !ok || got != want {
+			t.Errorf("ByName(%q) = %#x, %v, want %#x", name, got, ok, want)
+		}
+	}
+	if _, ok := confine.ByName("root"); ok {
+		t.Error("ByName(root) is something")
+	}
+}

@@ -19,11 +19,12 @@ const SettingsPath = "/etc/rafsd/rafsd.toml"
 // Settings are the daemon's own, for all mounts; the sample in
 // configs/rafsd.toml explains every key. Command line options override them.
 type Settings struct {
-	Daemon DaemonSettings `toml:"daemon"`
-	Log    LogSettings    `toml:"log"`
-	Read   ReadSettings   `toml:"read"`
-	Cache  CacheSettings  `toml:"cache"`
-	Memory MemorySettings `toml:"memory"`
+	Daemon      DaemonSettings      `toml:"daemon"`
+	Log         LogSettings         `toml:"log"`
+	Read        ReadSettings        `toml:"read"`
+	Cache       CacheSettings       `toml:"cache"`
+	Passthrough PassthroughSettings `toml:"passthrough"`
+	Memory      MemorySettings      `toml:"memory"`
 }
 
 // DaemonSettings are about the process and its sockets.
@@ -52,6 +53,19 @@ type CacheSettings struct {
 	Dir string `toml:"dir"`
 }
 
+// PassthroughSettings are about directories of the host, in all personalities but
+// virtiofsd's, which has options of its own.
+type PassthroughSettings struct {
+	Cache       string `toml:"cache"`        // auto, never, metadata, always
+	FileHandles string `toml:"file_handles"` // prefer, never, mandatory
+	Locks       string `toml:"locks"`        // guest, host
+	KillprivV2  bool   `toml:"killpriv_v2"`
+	PosixACL    bool   `toml:"posix_acl"`
+	Writeback   bool   `toml:"writeback"`
+	AllowMmap   bool   `toml:"allow_mmap"`
+	MaxOpen     int    `toml:"max_open"` // descriptors kept for files in no use; 0 = by rlimit
+}
+
 // MemorySettings are about the daemon's own heap, not the guest's memory.
 type MemorySettings struct {
 	GCPercent int `toml:"gc_percent"`
@@ -66,9 +80,10 @@ func DefaultSettings() Settings {
 			FirstConnect: Duration(10 * time.Minute),
 			RlimitNofile: 1_000_000,
 		},
-		Log:    LogSettings{Level: "info", Format: "text"},
-		Read:   ReadSettings{Deadline: Duration(time.Minute), Amplification: -1, Verify: "on"},
-		Memory: MemorySettings{GCPercent: 50, LimitMiB: 256},
+		Log:         LogSettings{Level: "info", Format: "text"},
+		Read:        ReadSettings{Deadline: Duration(time.Minute), Amplification: -1, Verify: "on"},
+		Passthrough: PassthroughSettings{Cache: "auto", FileHandles: "prefer", Locks: "guest", KillprivV2: true},
+		Memory:      MemorySettings{GCPercent: 50, LimitMiB: 256},
 	}
 }
 
@@ -190,6 +205,10 @@ func (s *Settings) Check() error {
 		inRange("read.amplification", s.Read.Amplification, -1, maxBatchSize),
 		inList("read.verify", s.Read.Verify, "on", "off"),
 		dir,
+		inList("passthrough.cache", s.Passthrough.Cache, "auto", "never", "metadata", "always"),
+		inList("passthrough.file_handles", s.Passthrough.FileHandles, "prefer", "never", "mandatory"),
+		inList("passthrough.locks", s.Passthrough.Locks, "guest", "host"),
+		inRange("passthrough.max_open", int64(s.Passthrough.MaxOpen), 0, 1<<20),
 		inRange("memory.gc_percent", int64(s.Memory.GCPercent), 5, 1000),
 		inRange("memory.limit_mib", int64(s.Memory.LimitMiB), 0, 1<<20),
 	)

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/rafsd/rafsd/fuseproto"
+	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
@@ -23,8 +24,13 @@ type Options struct {
 	// FirstConnect and Linger say when Over ends the daemon; 0 = never.
 	FirstConnect, Linger time.Duration
 	// Alone promises that nothing is ever mounted but one image at "/", from the
-	// start. The guest may then cache its root and open files without asking.
-	Alone bool
+	// start. The guest may then cache its root and open files without asking. With
+	// Directory, it is a directory of the host instead.
+	Alone, Directory bool
+	// Directories says how directories of the host are shown.
+	Directories passthrough.Options
+	// RefuseFlags are bits of a FUSE session that no guest is granted.
+	RefuseFlags uint64
 	// Read and Cache hold for every mount.
 	Read  config.ReadSettings
 	Cache config.CacheSettings
@@ -66,7 +72,9 @@ func New(o Options) (*Daemon, error) {
 
 func newDaemon(o Options, open opener) (*Daemon, error) {
 	tree := vfs.New(0)
-	server, err := fuseproto.NewServer(tree, fuseproto.Config{ZeroMessageOpen: o.Alone, Logger: o.Log})
+	server, err := fuseproto.NewServer(tree, fuseproto.Config{
+		Flags: o.sessionFlags(), ZeroMessageOpen: o.Alone && !o.Directory, Logger: o.Log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +128,7 @@ func (d *Daemon) Mount(ctx context.Context, r MountRequest) error {
 	switch r.FSType {
 	case "rafs":
 	case "passthrough", "passthroughfs", "passthrough_fs":
-		return fmt.Errorf("mount %s: file systems of type passthrough_fs: %w", at, ErrUnsupported)
+		return d.MountDirectory(ctx, at, r.Source)
 	default:
 		return fmt.Errorf("mount %s: %w: fs_type %.32q is neither rafs nor passthrough_fs", at, ErrInvalid, r.FSType)
 	}
@@ -133,6 +141,19 @@ func (d *Daemon) Mount(ctx context.Context, r MountRequest) error {
 
 // MountImage mounts the image whose bootstrap is the file source.
 func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *config.Config) error {
+	err := d.mountAt(mountpoint, func(at string) (*MountInfo, error) { return d.mountImage(ctx, at, source, c) })
+	if err != nil {
+		return err
+	}
+	if ignored := c.Ignored(); len(ignored) > 0 {
+		d.log.Warn("configuration: these keys have no effect", "mountpoint", mountpoint, "keys", strings.Join(ignored, ", "))
+	}
+	return nil
+}
+
+// mountAt takes the mountpoint, has make mount something there, and keeps what it
+// says of it.
+func (d *Daemon) mountAt(mountpoint string, make func(at string) (*MountInfo, error)) error {
 	at, err := cleanMountpoint(mountpoint)
 	if err != nil {
 		return err
@@ -142,7 +163,7 @@ func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *c
 		return err
 	}
 	defer d.making.Done()
-	info, err := d.mountImage(ctx, at, source, c)
+	info, err := make(at)
 	d.mu.Lock()
 	if err != nil {
 		delete(d.mounts, at)
@@ -153,10 +174,7 @@ func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *c
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", at, err)
 	}
-	if ignored := c.Ignored(); len(ignored) > 0 {
-		d.log.Warn("configuration: these keys have no effect", "mountpoint", at, "keys", strings.Join(ignored, ", "))
-	}
-	d.log.Info("mounted", "mountpoint", at, "source", source, "backend", c.Backend.Type, "took", time.Since(start))
+	d.log.Info("mounted", "mountpoint", at, "type", info.FSType, "source", info.Source, "took", time.Since(start))
 	return nil
 }
 
@@ -217,6 +235,7 @@ func (d *Daemon) Umount(_ context.Context, mountpoint string) error {
 		return fmt.Errorf("umount %s: %w", at, classOf(err))
 	}
 	delete(d.mounts, at)
+	d.releaseIdle()
 	d.closing.Go(func() { d.logClose(at, closed) })
 	d.log.Info("unmounted", "mountpoint", at)
 	return nil
