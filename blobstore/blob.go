@@ -9,6 +9,7 @@ import (
 
 	"github.com/rafsd/rafsd/blobstore/backend"
 	"github.com/rafsd/rafsd/blobstore/cache"
+	"github.com/rafsd/rafsd/blobstore/foreign"
 )
 
 // Blob is one blob as one image describes it.
@@ -28,6 +29,12 @@ type Blob struct {
 
 	places  atomic.Pointer[Places] // nil until the first chunk had to be fetched
 	scratch []*cache.Scratch       // memory of places; guarded by opening
+	used    int                    // of scratch: how many are of places that were accepted; guarded by opening
+	// Places that were found in a file beside the cache are not the backend's
+	// word: if bytes that they lead to are wrong, they are distrusted.
+	local, distrusted atomic.Bool
+
+	foreign *foreign.Data // nil if there is none; set before view
 
 	counters counters
 }
@@ -91,6 +98,9 @@ func (b *Blob) Fetch(ctx context.Context, first, last uint32) error {
 		defer c.waiting.Add(-1)
 	}
 	err := b.fetch(ctx, first, last)
+	if err != nil && b.mayResolveAnew() && ctx.Err() == nil {
+		err = b.fetch(ctx, first, last)
+	}
 	if err != nil {
 		b.count(statFailed, 1)
 	}
@@ -129,10 +139,15 @@ func (b *Blob) open(ctx context.Context) (*cache.View, error) {
 	if b.s.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
-	v, err := b.s.cache.Attach(ctx, b.desc.ID, &tableForCache{d: &b.desc, place: b.s.o.Backend.Name()})
+	t := &tableForCache{d: &b.desc, place: b.s.o.Backend.Name()}
+	v, err := b.s.cache.Attach(ctx, b.desc.ID, t)
 	if err != nil {
 		return nil, err
 	}
+	if t.weak {
+		b.s.o.Log.Warn("the image has no digest for chunks of a blob", "blob", b.desc.ID, "check", t.check())
+	}
+	b.openForeign()
 	b.group = b.s.join(v.Entry())
 	b.view.Store(v)
 	return v, nil
@@ -151,7 +166,11 @@ func (b *Blob) Close() error {
 	}
 	b.s.leave(b.group)
 	b.places.Store(nil)
-	return errors.Join(b.freeScratch(), v.Release())
+	err := errors.Join(b.freeScratch(), v.Release())
+	if b.foreign != nil {
+		err = errors.Join(err, b.foreign.Close())
+	}
+	return err
 }
 
 // Stats returns the blob's counters.

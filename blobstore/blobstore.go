@@ -136,7 +136,10 @@ type BlobDesc struct {
 	// Places, if it is set, finds out where the chunks are stored. It is called
 	// when the first of them must be fetched.
 	Places LoadPlaces
-	Cipher *codec.Cipher // of encrypted chunks
+	// LocalPlaces, if it is set, finds the same in files in dirs, or returns nil.
+	// What it returns is given up for Places if it leads to wrong bytes.
+	LocalPlaces func(dirs []string, alloc func(n uint64) ([]byte, error)) (Places, error)
+	Cipher      *codec.Cipher // of encrypted chunks
 }
 
 // ChunkError says which bytes of which blob could not be served, and why. It is

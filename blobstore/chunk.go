@@ -100,6 +100,7 @@ type tableForCache struct {
 	d     *BlobDesc
 	place string // where the blob comes from
 	weak  bool   // some chunk has no digest
+	bare  bool   // some chunk has nothing at all that it could be compared with
 }
 
 func (t *tableForCache) Len() uint32 { return t.d.Table.Len() }
@@ -115,8 +116,20 @@ func (t *tableForCache) Desc(i uint32, out *cache.Desc) bool {
 		return false
 	}
 	t.weak = t.weak || c.Flags&ChunkNoDigest != 0
+	t.bare = t.bare || c.Flags&(ChunkNoDigest|ChunkHasCRC) == ChunkNoDigest
 	t.d.desc(&c, out)
 	return true
+}
+
+// check names the weakest comparison that is made before a chunk is served.
+func (t *tableForCache) check() string {
+	switch {
+	case t.bare:
+		return "none"
+	case t.weak:
+		return "CRC-32C"
+	}
+	return "digest"
 }
 
 func (t *tableForCache) Salt() string {

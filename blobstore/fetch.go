@@ -31,6 +31,12 @@ func (b *Blob) fetch(ctx context.Context, first, last uint32) error {
 	if err != nil || ready {
 		return err
 	}
+	if b.foreign != nil {
+		b.adopt(ctx, v, first, last)
+		if ready, err := b.ready(v, first, last); err != nil || ready {
+			return err
+		}
+	}
 	if err := b.resolve(ctx); err != nil {
 		var c Chunk
 		_ = b.desc.Table.Chunk(first, &c)

@@ -20,7 +20,7 @@ const smallPlaces = 1 << 20
 // image has them. It tries as a flight does: again and again while the backend
 // fails, a few times when what it hands over is wrong.
 func (b *Blob) resolve(ctx context.Context) error {
-	if b.desc.Places == nil || b.places.Load() != nil {
+	if b.desc.Places == nil || b.places.Load() != nil && !b.mayResolveAnew() {
 		return nil
 	}
 	select {
@@ -29,8 +29,11 @@ func (b *Blob) resolve(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	if b.places.Load() == nil && b.resolveLocally() {
+		return nil
+	}
 	began, bad := time.Now(), 0
-	for try := 0; b.places.Load() == nil; try++ {
+	for try := 0; b.places.Load() == nil || b.mayResolveAnew(); try++ {
 		err := b.load1(ctx, try)
 		if err == nil {
 			return nil
@@ -67,7 +70,7 @@ func (b *Blob) load1(ctx context.Context, try int) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("where the chunks are stored: %w", err), b.freeScratch())
+			err = errors.Join(fmt.Errorf("where the chunks are stored: %w", err), b.freeUnused())
 		}
 	}()
 	var p Places
@@ -79,8 +82,35 @@ func (b *Blob) load1(ctx context.Context, try int) (err error) {
 		return err
 	}
 	b.places.Store(&p)
+	b.local.Store(false)
+	b.used = len(b.scratch)
 	return nil
 }
+
+// resolveLocally takes the places from files that nydusd or who placed the image
+// left, if they are there. Nobody need know why they are of no use.
+func (b *Blob) resolveLocally() bool {
+	if b.desc.LocalPlaces == nil {
+		return false
+	}
+	var p Places
+	err := cache.Guard(func() (err error) {
+		p, err = b.desc.LocalPlaces(b.s.o.Foreign, b.alloc)
+		return err
+	})
+	if err != nil || p == nil {
+		b.s.o.Log.Debug("no chunk information beside the cache", "blob", b.desc.ID, "err", errors.Join(err, b.freeUnused()))
+		return false
+	}
+	b.local.Store(true)
+	b.places.Store(&p)
+	b.used = len(b.scratch)
+	return true
+}
+
+// mayResolveAnew reports whether the places led to wrong bytes and were not the
+// backend's.
+func (b *Blob) mayResolveAnew() bool { return b.local.Load() && b.distrusted.Load() }
 
 // alloc returns memory for places.
 func (b *Blob) alloc(n uint64) ([]byte, error) {
@@ -95,11 +125,17 @@ func (b *Blob) alloc(n uint64) ([]byte, error) {
 	return s.Bytes(), nil
 }
 
-// freeScratch gives back the memory of places that are not used.
-func (b *Blob) freeScratch() (err error) {
-	for _, s := range b.scratch {
+// freeUnused gives back the memory of places that were not accepted.
+func (b *Blob) freeUnused() (err error) {
+	for _, s := range b.scratch[b.used:] {
 		err = errors.Join(err, s.Close())
 	}
-	b.scratch = nil
+	b.scratch = b.scratch[:b.used]
 	return err
+}
+
+// freeScratch gives back the memory of all places.
+func (b *Blob) freeScratch() error {
+	b.used = 0
+	return b.freeUnused()
 }

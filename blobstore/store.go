@@ -40,6 +40,9 @@ const Forever time.Duration = -1
 type Options struct {
 	// Dir is the work_dir of the cache. All files are in a sub-folder of it.
 	Dir string
+	// Foreign are folders where nydusd's cache files may be; nil = Dir. They are
+	// read, and never written.
+	Foreign []string
 	// Backend holds the blobs. The Store closes it.
 	Backend backend.Backend
 	// Amplification is the most bytes of a blob that one request asks for, a
@@ -104,6 +107,9 @@ func Open(o Options) (*Store, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Foreign == nil {
+		o.Foreign = []string{o.Dir}
 	}
 	if o.Verify != VerifyAlways {
 		o.Log.Warn("chunks are not verified: whatever the backend answers is served", "backend", o.Backend.Name())
@@ -206,6 +212,8 @@ type Stats struct {
 	DecodedBytes   uint64 // their uncompressed bytes
 	Mismatches     uint64 // chunks whose bytes were not those promised
 	BackendErrors  uint64 // requests that failed, whatever the reason
+	AdoptedChunks  uint64 // chunks that were verified and copied from nydusd's cache
+	RefusedChunks  uint64 // chunks there that were not those promised
 	StoreErrors    uint64 // chunks that could not be written to the cache
 	FailedFetches  uint64 // calls of Fetch that returned an error
 	WaitingFetches int64  // calls of Fetch that wait now
@@ -222,6 +230,8 @@ const (
 	statDecoded
 	statMismatches
 	statBackendErrors
+	statAdopted
+	statRefused
 	statStoreErrors
 	statFailed
 	statCount
@@ -241,6 +251,8 @@ func (c *counters) stats() Stats {
 		DecodedBytes:   c.n[statDecoded].Load(),
 		Mismatches:     c.n[statMismatches].Load(),
 		BackendErrors:  c.n[statBackendErrors].Load(),
+		AdoptedChunks:  c.n[statAdopted].Load(),
+		RefusedChunks:  c.n[statRefused].Load(),
 		StoreErrors:    c.n[statStoreErrors].Load(),
 		FailedFetches:  c.n[statFailed].Load(),
 		WaitingFetches: c.waiting.Load(),

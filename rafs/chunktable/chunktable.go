@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/blobstore/backend"
 	"github.com/rafsd/rafsd/blobstore/codec"
 	"github.com/rafsd/rafsd/blobstore/meta"
+	"github.com/rafsd/rafsd/internal/hostfs"
 	"github.com/rafsd/rafsd/rafs"
 )
 
@@ -34,6 +36,7 @@ func Describe(img rafs.Image, i int) (blobstore.BlobDesc, error) {
 			return d, err
 		}
 		d.Places = loader(b.ChunkInfo.BlobID, place)
+		d.LocalPlaces = localLoader(b, filepath.Dir(img.Info().Path), place)
 	}
 	return d, nil
 }
@@ -79,6 +82,42 @@ func loader(id string, p *meta.Place) blobstore.LoadPlaces {
 		}
 		return t, nil
 	}
+}
+
+// localLoader loads chunk information from files that are named by the blob, or by
+// the one that holds it: nydusd keeps them in its cache, and images carry them
+// beside their bootstrap.
+func localLoader(b *rafs.Blob, near string, p *meta.Place) func([]string, func(uint64) ([]byte, error)) (blobstore.Places, error) {
+	return func(dirs []string, alloc func(uint64) ([]byte, error)) (blobstore.Places, error) {
+		var errs []error
+		for _, dir := range append(dirs[:len(dirs):len(dirs)], near) {
+			for _, id := range []string{b.ID, b.ChunkInfo.BlobID} {
+				t, err := fromFile(filepath.Join(dir, id+".blob.meta"), p, alloc)
+				if err == nil {
+					return t, nil
+				}
+				errs = append(errs, err)
+			}
+		}
+		return nil, errors.Join(errs...)
+	}
+}
+
+func fromFile(path string, p *meta.Place, alloc func(uint64) ([]byte, error)) (*meta.Table, error) {
+	f, err := hostfs.OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := hostfs.Stat(f)
+	if err != nil {
+		return nil, err
+	}
+	t, err := p.FromCache(f, st.Size, alloc)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
 }
 
 // table is the chunk table of one blob, as the bootstrap has it.
