@@ -43,7 +43,7 @@ func newCheck() *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:   "check",
+		Use:   "check [IMAGE]",
 		Short: "Verify every structure of the image, and its data",
 		Long: `Verify every structure of the bootstrap: tables, inodes, directories, names,
 extended attributes, chunk lists. With --data also read every chunk of every blob and
@@ -52,17 +52,18 @@ own with the bootstrap. Each fault is a line: structure, offset, what is wrong.
 The exit code is 0 only for an image without faults.`,
 		Example: `  rafs check -B image.boot
   rafs check -B image.boot -D blobs --data --json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: src.operands(0, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src.take(args)
 			r := &report{Faults: []string{}}
 			check := func(img rafs.Image, chunks *export.BlobChunks) error {
 				return r.check(cmd, img, chunks)
 			}
 			var err error
 			if r.Data = data; data {
-				err = withData(&src, check)
+				err = withData(cmd.Context(), &src, check)
 			} else {
-				err = withImage(&src, func(img rafs.Image) error { return check(img, nil) })
+				err = withImage(cmd.Context(), &src, func(img rafs.Image) error { return check(img, nil) })
 			}
 			if err != nil {
 				return err

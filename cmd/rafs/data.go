@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -18,13 +20,14 @@ import (
 func newCat() *cobra.Command {
 	var src source
 	cmd := &cobra.Command{
-		Use:     "cat PATH...",
+		Use:     "cat [IMAGE] PATH...",
 		Short:   "Print files of the image",
 		Long:    "Print the content of regular files. Symbolic links are followed inside the image.",
 		Example: "  rafs cat -B image.boot -D blobs /etc/passwd /etc/group",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    src.operands(1, math.MaxInt),
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			return withData(&src, func(img rafs.Image, chunks *export.BlobChunks) error {
+			paths = src.take(paths)
+			return withData(cmd.Context(), &src, func(img rafs.Image, chunks *export.BlobChunks) error {
 				content := export.NewContent(img, chunks)
 				out := bufio.NewWriterSize(os.Stdout, 1<<20)
 				for _, path := range paths {
@@ -55,15 +58,16 @@ func newCat() *cobra.Command {
 func newManifest() *cobra.Command {
 	var src source
 	cmd := &cobra.Command{
-		Use:   "manifest",
+		Use:   "manifest [IMAGE]",
 		Short: "Print one line a path: type, mode, owner, times, xattrs, sha256",
 		Long: `Print everything about the image's tree, one line a path, sorted by path: type,
 mode, owner, size, device, links, mtime, target, hard links, xattrs and sha256. Two
 images hold the same tree exactly when their manifests are equal.`,
 		Example: "  rafs manifest -B image.boot -D blobs > image.manifest",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withData(&src, func(img rafs.Image, chunks *export.BlobChunks) error {
+		Args:    src.operands(0, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src.take(args)
+			return withData(cmd.Context(), &src, func(img rafs.Image, chunks *export.BlobChunks) error {
 				total, err := export.ContentSize(img)
 				if err != nil {
 					return err
@@ -89,7 +93,7 @@ func newUnpack() *cobra.Command {
 		output string
 	)
 	cmd := &cobra.Command{
-		Use:   "unpack",
+		Use:   "unpack [IMAGE]",
 		Short: "Write the whole image as a tar archive",
 		Long: `Write the image as a PAX tar archive: hard links, extended attributes, device
 nodes, times to the nanosecond; the root as "./", parents before children, each
@@ -97,12 +101,13 @@ path once. Sockets have no place in a tar: each is left out with a line on stder
 The exit code is 0 only for a whole archive; a file that is not whole is removed.`,
 		Example: `  rafs unpack -B image.boot -D blobs --output image.tar
   rafs unpack -B image.boot -C nydusd.json --output - | tar tv`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: src.operands(0, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src.take(args)
 			if output == "" {
 				return usageError{errors.New("--output is required (a file, or - for stdout)")}
 			}
-			return withData(&src, func(img rafs.Image, chunks *export.BlobChunks) error {
+			return withData(cmd.Context(), &src, func(img rafs.Image, chunks *export.BlobChunks) error {
 				total, err := export.ContentSize(img)
 				if err != nil {
 					return err
@@ -126,12 +131,12 @@ The exit code is 0 only for a whole archive; a file that is not whole is removed
 }
 
 // withData opens image and blobs for the time of f.
-func withData(src *source, f func(rafs.Image, *export.BlobChunks) error) (err error) {
-	img, err := src.image()
+func withData(ctx context.Context, src *source, f func(rafs.Image, *export.BlobChunks) error) (err error) {
+	img, err := src.image(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
+	defer func() { err = errors.Join(err, img.Close(), src.close()) }()
 	chunks, closeBlobs, err := src.blobs(img)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -137,12 +138,13 @@ func newLs() *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:     "ls [PATH]",
+		Use:     "ls [IMAGE] [PATH]",
 		Short:   "List a directory of the image",
-		Example: "  rafs ls -B image.boot /usr/bin",
-		Args:    cobra.MaximumNArgs(1),
+		Example: "  rafs ls -B image.boot /usr/bin\n  rafs ls registry.example/app:tag /usr/bin",
+		Args:    src.operands(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withImage(&src, func(img rafs.Image) error {
+			args = src.take(args)
+			return withImage(cmd.Context(), &src, func(img rafs.Image) error {
 				nodes, err := list(img, pathArg(args))
 				if err != nil {
 					return err
@@ -152,6 +154,7 @@ func newLs() *cobra.Command {
 		},
 	}
 	src.bootstrapFlag(cmd)
+	src.configFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON list")
 	return cmd
 }
@@ -210,7 +213,7 @@ func newStat() *cobra.Command {
 		Example: "  rafs stat -B image.boot --json /etc/os-release",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withImage(&src, func(img rafs.Image) error {
+			return withImage(cmd.Context(), &src, func(img rafs.Image) error {
 				n, err := statPath(img, args[0])
 				if err != nil {
 					return err
@@ -223,6 +226,7 @@ func newStat() *cobra.Command {
 		},
 	}
 	src.bootstrapFlag(cmd)
+	src.configFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -322,15 +326,17 @@ func newTree() *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use:     "tree",
+		Use:     "tree [IMAGE]",
 		Short:   "Print the image's whole tree",
 		Example: "  rafs tree -B image.boot --depth 2",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withImage(&src, func(img rafs.Image) error { return tree(img, depth, asJSON) })
+		Args:    src.operands(0, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src.take(args)
+			return withImage(cmd.Context(), &src, func(img rafs.Image) error { return tree(img, depth, asJSON) })
 		},
 	}
 	src.bootstrapFlag(cmd)
+	src.configFlag(cmd)
 	cmd.Flags().IntVar(&depth, "depth", 0, "how many levels to show (0: all)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return cmd
@@ -387,12 +393,12 @@ func tree(img rafs.Image, depth int, asJSON bool) error {
 }
 
 // withImage opens the bootstrap for the time of f.
-func withImage(src *source, f func(rafs.Image) error) error {
-	img, err := src.image()
+func withImage(ctx context.Context, src *source, f func(rafs.Image) error) error {
+	img, err := src.image(ctx)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(img), img.Close())
+	return errors.Join(f(img), img.Close(), src.close())
 }
 
 func pathArg(args []string) string {

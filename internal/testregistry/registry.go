@@ -37,6 +37,9 @@ type Options struct {
 	TokenTTL       time.Duration // how long a bearer token is good; 0 = an hour
 	HideExpiry     bool          // do not tell clients of TokenTTL
 
+	// NoReferrers makes a registry without the referrers API.
+	NoReferrers bool
+
 	// Redirect sends requests for blobs to a second server with signed addresses.
 	Redirect    bool
 	RedirectTTL time.Duration // how long a signature is good; 0 = an hour

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +50,10 @@ func (r *Registry) serveFront(w http.ResponseWriter, req *http.Request) {
 }
 
 func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, rest string) {
+	if repo, digest, ok := strings.Cut(rest, "/referrers/"); ok && !r.o.NoReferrers {
+		r.serveReferrers(w, req, repo, digest)
+		return
+	}
 	repo, ref, ok := strings.Cut(rest, "/manifests/")
 	r.mu.Lock()
 	m, found := r.manifests[repo+" "+ref]
@@ -62,6 +67,45 @@ func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, rest 
 	w.Header().Set("Docker-Content-Digest", "sha256:"+hex.EncodeToString(sum[:]))
 	r.note(req, "registry", http.StatusOK)
 	http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(m.data))
+}
+
+// serveReferrers lists the manifests whose subject is the one of that digest.
+func (r *Registry) serveReferrers(w http.ResponseWriter, req *http.Request, repo, digest string) {
+	type descriptor struct {
+		MediaType    string            `json:"mediaType"`
+		Digest       string            `json:"digest"`
+		Size         int               `json:"size"`
+		ArtifactType string            `json:"artifactType,omitempty"`
+		Annotations  map[string]string `json:"annotations,omitempty"`
+	}
+	index := struct {
+		SchemaVersion int          `json:"schemaVersion"`
+		MediaType     string       `json:"mediaType"`
+		Manifests     []descriptor `json:"manifests"`
+	}{2, "application/vnd.oci.image.index.v1+json", []descriptor{}}
+	r.mu.Lock()
+	for key, m := range r.manifests {
+		var doc struct {
+			Subject      struct{ Digest string }
+			ArtifactType string
+			Annotations  map[string]string
+		}
+		in, ref, _ := strings.Cut(key, " ")
+		if in != repo || !strings.HasPrefix(ref, "sha256:") || json.Unmarshal(m.data, &doc) != nil || doc.Subject.Digest != digest {
+			continue
+		}
+		index.Manifests = append(index.Manifests, descriptor{m.mediaType, ref, len(m.data), doc.ArtifactType, doc.Annotations})
+	}
+	r.mu.Unlock()
+	slices.SortFunc(index.Manifests, func(a, b descriptor) int { return strings.Compare(a.Digest, b.Digest) })
+	body, err := json.Marshal(index)
+	if err != nil {
+		r.answer(w, req, "registry", http.StatusInternalServerError, "")
+		return
+	}
+	w.Header().Set("Content-Type", index.MediaType)
+	r.note(req, "registry", http.StatusOK)
+	_, _ = w.Write(body)
 }
 
 func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, blob string) {

@@ -14,18 +14,19 @@ import (
 )
 
 // New makes the back-end that a configuration describes. It asks nobody. Here and
-// nowhere else credentials leave their Secret.
+// in RegistryOptions alone credentials leave their Secret.
 func New(c *config.Backend, log *slog.Logger) (backend.Backend, error) {
 	switch c.Type {
 	case "localfs":
 		return localfs.New(localfs.Options{Dir: c.LocalFS.Dir, AltDirs: c.LocalFS.AltDirs, BlobFile: c.LocalFS.BlobFile})
 	case "registry":
-		return registry.New(registryOptions(c.Registry, log))
+		return registry.New(RegistryOptions(c.Registry, log))
 	}
 	return nil, fmt.Errorf("back-end type %s: %w", c.Type, config.ErrUnsupported)
 }
 
-func registryOptions(c *config.Registry, log *slog.Logger) registry.Options {
+// RegistryOptions are the registry back-end's options that a configuration holds.
+func RegistryOptions(c *config.Registry, log *slog.Logger) registry.Options {
 	o := registry.Options{
 		Scheme:             c.Scheme,
 		Host:               c.Host.Reveal(),

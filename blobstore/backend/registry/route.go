@@ -47,18 +47,17 @@ func (rt *route) blobURL(id string) *url.URL {
 	return &u
 }
 
-// get sends a GET for a range to u. Credentials go along if u is of the
-// route's own origin.
+// get sends a GET for a range to u.
 func (rt *route) get(ctx context.Context, u *url.URL, span string) (*http.Response, error) {
-	req := &http.Request{
-		Method: http.MethodGet, URL: u, Host: u.Host,
-		Header: http.Header{
-			"Range":           {span},
-			"Accept-Encoding": {"identity"},
-			"User-Agent":      {rt.r.o.UserAgent},
-		},
-	}
-	req = req.WithContext(ctx)
+	return rt.send(ctx, u, http.Header{"Range": {span}})
+}
+
+// send sends a GET to u with a header that it may change. Credentials go along
+// if u is of the route's own origin.
+func (rt *route) send(ctx context.Context, u *url.URL, header http.Header) (*http.Response, error) {
+	header.Set("Accept-Encoding", "identity")
+	header.Set("User-Agent", rt.r.o.UserAgent)
+	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: header}).WithContext(ctx)
 	own := sameOrigin(u, rt.base) || rt.plain.Load() && u.Host == rt.base.Host
 	if own {
 		for k, v := range rt.headers {
@@ -80,7 +79,7 @@ func (rt *route) get(ctx context.Context, u *url.URL, span string) (*http.Respon
 	}
 	if own && rt.r.o.SkipVerify && u.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) && !rt.plain.Swap(true) {
 		rt.r.o.Log.Warn("registry speaks plain HTTP, and skip_verify allows that", "host", u.Host)
-		return rt.get(ctx, &url.URL{Scheme: "http", Host: u.Host, Path: u.Path}, span)
+		return rt.send(ctx, &url.URL{Scheme: "http", Host: u.Host, Path: u.Path}, header)
 	}
 	return nil, transportError(ctx, u, err)
 }
