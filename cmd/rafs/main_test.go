@@ -89,9 +89,9 @@ func fails(t *testing.T, code int, words []string, args ...string) {
 }
 
 // TestManifestIsTheTruth compares `rafs manifest` with what the reference served,
-// for every plain image of the corpus.
+// for every image of the corpus.
 func TestManifestIsTheTruth(t *testing.T) {
-	for _, v := range corpus.PlainVariants(t) {
+	for _, v := range corpus.Variants(t) {
 		t.Run(v.Name, func(t *testing.T) {
 			t.Parallel()
 			out := ok(t, "manifest", "-B", v.Bootstrap, "-D", v.Blobs(t))
@@ -106,9 +106,9 @@ func TestManifestIsTheTruth(t *testing.T) {
 	}
 }
 
-// TestUnpackIsTheTruth compares the archive of every plain image with the truth.
+// TestUnpackIsTheTruth compares the archive of every image with the truth.
 func TestUnpackIsTheTruth(t *testing.T) {
-	for _, v := range corpus.PlainVariants(t) {
+	for _, v := range corpus.Variants(t) {
 		t.Run(v.Name, func(t *testing.T) {
 			t.Parallel()
 			r := runRafs(t, "unpack", "-B", v.Bootstrap, "-D", v.Blobs(t), "-o", "-")
@@ -236,7 +236,7 @@ func variant(t *testing.T, name string) corpus.Variant {
 }
 
 func TestCheckFindsNoFaultInSoundImages(t *testing.T) {
-	for _, v := range corpus.PlainVariants(t) {
+	for _, v := range corpus.Variants(t) {
 		t.Run(v.Name, func(t *testing.T) {
 			t.Parallel()
 			if out := ok(t, "check", "-B", v.Bootstrap, "-D", v.Blobs(t), "--data"); !strings.Contains(out, "metadata and data are sound") {
@@ -381,7 +381,7 @@ func TestWrongInput(t *testing.T) {
 	fails(t, 1, []string{"not a regular file"}, "cat", "-B", v.Bootstrap, "-D", v.Blobs(t), "/etc")
 	fails(t, 1, []string{"blob "}, "cat", "-B", v.Bootstrap, "-D", t.TempDir(), "/etc/passwd")
 	fails(t, 2, []string{"--blob-dir"}, "cat", "-B", v.Bootstrap, "--bloc-dir", "x", "/etc/passwd")
-	fails(t, 2, []string{"--bootstrap is required"}, "ls")
+	fails(t, 2, []string{"which image? --bootstrap FILE"}, "ls")
 	fails(t, 2, []string{"--blob-dir or --config"}, "cat", "-B", v.Bootstrap, "/etc/passwd")
 	fails(t, 2, []string{"PATH"}, "cat", "-B", v.Bootstrap)
 	fails(t, 2, []string{"unpack"}, "unpak")

@@ -1,27 +1,30 @@
 package corpus
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rafsd/rafsd/internal/manifest"
 )
 
-// Variant is one image of the corpus that the reference daemon could serve.
+// Variant is one image of the corpus that can be read, and what is true of it.
 type Variant struct {
-	Name      string
+	Name string
+	// Bootstrap is the file to open: the bootstrap, or the blob that holds it.
 	Bootstrap string
-	// Plain: every chunk stands for itself in a blob of the backend, so that
-	// the bootstrap alone describes it (no batch, zran, tarfs, encryption).
-	Plain bool
 
 	dir, truth string
 }
 
-// Variants lists the images with a bootstrap of their own and a known truth, in
-// order of name.
+// sameTree names variants that the reference daemon cannot serve, and others of
+// the same tree that it can.
+var sameTree = map[string]string{"v6-merge3-batch-encrypt-oci": "v6-merge3-batch-oci"}
+
+// Variants lists the images with a known truth, in order of name.
 func Variants(t testing.TB) []Variant {
 	t.Helper()
 	dir := Dir(t)
@@ -29,49 +32,37 @@ func Variants(t testing.TB) []Variant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []Variant
+	truth := map[string]string{}
 	for line := range strings.Lines(string(index)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[1] == "-" {
-			continue
-		}
-		v := Variant{
-			Name:      fields[0],
-			Bootstrap: filepath.Join(dir, "images", fields[0], "bootstrap"),
-			Plain:     isPlain(fields[0]),
-			dir:       dir,
-			truth:     filepath.Join(dir, "served", fields[1]+".manifest"),
-		}
-		if _, err := os.Stat(v.Bootstrap); err == nil {
-			all = append(all, v)
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[1] != "-" {
+			truth[fields[0]] = fields[1]
 		}
 	}
-	if len(all) == 0 {
-		t.Fatalf("%s names no image", filepath.Join(dir, "served", "INDEX"))
+	for name, as := range sameTree {
+		truth[name] = truth[as]
+	}
+	var all []Variant
+	for _, name := range slices.Sorted(maps.Keys(truth)) {
+		images := filepath.Join(dir, "images", name)
+		v := Variant{
+			Name:      name,
+			Bootstrap: filepath.Join(images, "bootstrap"),
+			dir:       dir,
+			truth:     filepath.Join(dir, "served", truth[name]+".manifest"),
+		}
+		if _, err := os.Stat(v.Bootstrap); err != nil {
+			cut, err := os.ReadDir(filepath.Join(images, "bootstraps"))
+			if err != nil || len(cut) != 1 {
+				continue
+			}
+			v.Bootstrap = filepath.Join(images, "blobs", cut[0].Name())
+		}
+		all = append(all, v)
+	}
+	if len(all) < 70 {
+		t.Fatalf("%s names %d images", filepath.Join(dir, "served", "INDEX"), len(all))
 	}
 	return all
-}
-
-// PlainVariants lists the plain ones.
-func PlainVariants(t testing.TB) []Variant {
-	t.Helper()
-	var plain []Variant
-	for _, v := range Variants(t) {
-		if v.Plain {
-			plain = append(plain, v)
-		}
-	}
-	return plain
-}
-
-func isPlain(name string) bool {
-	for _, part := range strings.Split(name, "-") {
-		switch part {
-		case "batch", "encrypt", "ref", "tarfs", "batch16k", "batch64k":
-			return false
-		}
-	}
-	return true
 }
 
 // Truth is what a reader of the image must show. An mtime that the reference

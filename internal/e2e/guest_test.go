@@ -14,10 +14,10 @@ import (
 
 const tag = "fs0"
 
-// TestGuestSeesTheCorpus boots one guest that has every plain image of the corpus
+// TestGuestSeesTheCorpus boots one guest that has every image of the corpus
 // mounted and compares what it sees, contents included, with the truth.
 func TestGuestSeesTheCorpus(t *testing.T) {
-	corpusInGuest(t, testguest.Config{Kind: testguest.UML}, corpus.PlainVariants(t))
+	corpusInGuest(t, testguest.Config{Kind: testguest.UML}, corpus.Variants(t))
 }
 
 // TestGuestQEMU does the same with another front-end: PCI, MSI-X, real eventfds,
@@ -41,7 +41,7 @@ func TestMatrix(t *testing.T) {
 			// ends newer kernels in their allocator whatever devices they have.
 			c.QEMUArgs = []string{"-cpu", "max,-cx16"}
 		}
-		t.Run(c.String(), func(t *testing.T) { corpusInGuest(t, c, corpus.PlainVariants(t)) })
+		t.Run(c.String(), func(t *testing.T) { corpusInGuest(t, c, corpus.Variants(t)) })
 	}
 }
 
@@ -96,7 +96,7 @@ umount /mnt
 // guest that has looked for it before.
 func TestGuestSeesMountsComeAndGo(t *testing.T) {
 	c := testguest.Need(t, testguest.Config{Kind: testguest.UML})
-	v := corpus.PlainVariants(t)[0]
+	v := corpus.Variants(t)[0]
 	d := start(t, "--tag", tag)
 	cache, blobs := t.TempDir(), v.Blobs(t)
 

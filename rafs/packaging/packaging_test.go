@@ -270,12 +270,12 @@ func TestLayout(t *testing.T) {
 	image := put(encode(v1.Manifest{MediaType: v1.MediaTypeImageManifest, Layers: []v1.Descriptor{boot}}))
 	referrer := put(encode(v1.Manifest{MediaType: v1.MediaTypeImageManifest, Layers: []v1.Descriptor{boot}, Subject: &ordinary}))
 	image.MediaType, ordinary.MediaType = "", ""
+	writeIndex(image)
 	l, err := packaging.OpenLayout(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	writeIndex(image)
 	for _, reference := range []string{"", image.Digest.String()} {
 		if _, content, err := read(t, l, reference); err != nil || content != string(bootstrap) {
 			t.Errorf("%q: %v", reference, err)
