@@ -69,6 +69,24 @@ const (
 	blobIncompatible = 0xF000
 )
 
+var blobFeatureNames = [32]string{
+	0: "aligned", 1: "fs-meta", 2: "chunk-v2", 3: "zran", 4: "separate", 5: "chunk-digest", 6: "tarfs",
+	7: "batch", 8: "encrypted", 9: "chunkdict", 10: "prefetch-copies", 11: "external",
+	28: "tar-header", 29: "toc", 30: "cap_toc",
+}
+
+// BlobFeatureNames lists the names of a blob's features, lowest bit first. Bits
+// without a name are left out.
+func BlobFeatureNames(features uint32) []string {
+	var names []string
+	for ; features != 0; features &= features - 1 {
+		if name := blobFeatureNames[bits.TrailingZeros32(features)]; name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // BlobByMeta are the features whose chunks are described by more than the
 // bootstrap's own chunk records. v6 alone has them.
 const BlobByMeta = BlobZran | BlobSeparate | BlobEncrypted | BlobBatch

@@ -66,6 +66,9 @@ type Image interface {
 	// an index of which the image knows nothing.
 	Chunk(blob int, index uint32, c *Chunk) error
 
+	// Tables tells where the tables of the bootstrap are.
+	Tables() []Table
+
 	// Prefetch returns the inodes of the prefetch table, in order of priority,
 	// without the entries that name no inode. The slice is the caller's.
 	Prefetch() []uint64
@@ -161,11 +164,23 @@ type Blob struct {
 	Compressor       uint8
 	Digester         uint8
 	CompressedSize   uint64 // upper bound of chunk data in the blob; 0 = unknown
+	RecordedSize     uint64 // stored bytes as the table says: since 2.2 those of the whole blob
+	Readahead        Range  // of the blob, meant to be fetched at mount; v5 only, and no reader does it
 	UncompressedSize uint64 // 0 = unknown
 	ChunkInfo        ChunkInfo
 	// Cipher is what the blob's chunks and its chunk information are encrypted
 	// with; nil if they are not.
 	Cipher *Cipher
+}
+
+// Range is a part of a file.
+type Range struct{ Offset, Size uint64 }
+
+// Table is one of the tables of a bootstrap, for tools that show where things
+// are.
+type Table struct {
+	Name string
+	Range
 }
 
 // StoredByMeta tells whether the places of the blob's chunks are in its chunk

@@ -60,7 +60,7 @@ digests before it is shown.`,
 		},
 	}
 	root.SetFlagErrorFunc(suggestFlag)
-	root.AddCommand(newLs(), newStat(), newCat(), newTree(), newUnpack(), newManifest(), newCheck())
+	root.AddCommand(newLs(), newStat(), newCat(), newTree(), newUnpack(), newManifest(), newCheck(), newInspect())
 	for _, c := range root.Commands() {
 		c.Args = argsOf(c)
 	}

@@ -202,35 +202,6 @@ func showNodes(nodes []node, asJSON bool) error {
 	return out.Flush()
 }
 
-func newStat() *cobra.Command {
-	var (
-		src    source
-		asJSON bool
-	)
-	cmd := &cobra.Command{
-		Use:     "stat PATH",
-		Short:   "Show everything about one path: attributes, xattrs, chunks",
-		Example: "  rafs stat -B image.boot --json /etc/os-release",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return withImage(cmd.Context(), &src, func(img rafs.Image) error {
-				n, err := statPath(img, args[0])
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(n)
-				}
-				return n.print(os.Stdout)
-			})
-		},
-	}
-	src.bootstrapFlag(cmd)
-	src.configFlag(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
 func statPath(img rafs.Image, path string) (*node, error) {
 	ino, err := export.Resolve(img, path, false)
 	if err != nil {

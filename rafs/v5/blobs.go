@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	blobHeaderSize = 8 // readahead offset and size, unused
+	blobHeaderSize = 8 // readahead offset and size
 	extEntrySize   = 64
 	tarHeaderSize  = 512
 
@@ -19,7 +19,7 @@ const (
 	undefinedFeatures = 0xF000
 )
 
-// readBlobs reads the blob table, whose entries are a readahead range of 8 bytes
+// readBlobs reads the blob table, whose entries are a readahead range (offset 0:4, size 4:4)
 // and an id that ends with a NUL or with the table, and the extended table, if
 // there is one: chunk count 0:4, features 4:4, uncompressed size 8:8, compressed
 // size 16:8 of 64 bytes.
@@ -35,6 +35,7 @@ func (im *Image) readBlobs() error {
 			id = id[:end]
 		}
 		blob := rafs.Blob{Compressor: im.info.Compressor, Digester: im.info.Digester}
+		blob.Readahead = rafs.Range{Offset: uint64(le.Uint32(im.data[off:])), Size: uint64(le.Uint32(im.data[off+4:]))}
 		if im.extBlobs.size != 0 {
 			if err := im.readExtended(i, &blob); err != nil {
 				return err
@@ -65,6 +66,7 @@ func (im *Image) readExtended(i int, blob *rafs.Blob) error {
 	blob.ChunkCount = le.Uint32(e)
 	blob.Features = le.Uint32(e[4:])
 	blob.UncompressedSize, blob.CompressedSize = le.Uint64(e[8:]), le.Uint64(e[16:])
+	blob.RecordedSize = blob.CompressedSize
 	if err := rafs.CheckBlobFeatures(i, blob.Features&^undefinedFeatures, rafs.BlobExternal); err != nil {
 		return err
 	}

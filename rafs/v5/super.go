@@ -185,6 +185,16 @@ func (im *Image) Root() uint64 { return rootIndex }
 // Blobs returns the blob table.
 func (im *Image) Blobs() []rafs.Blob { return im.blobs }
 
+// Tables tells where the tables are.
+func (im *Image) Tables() []rafs.Table {
+	return []rafs.Table{
+		{Name: "inode table", Range: rafs.Range{Offset: im.inodes.off, Size: im.inodes.size}},
+		{Name: "prefetch table", Range: rafs.Range{Offset: im.prefetch.off, Size: im.prefetch.size}},
+		{Name: "blob table", Range: rafs.Range{Offset: im.blobTable.off, Size: im.blobTable.size}},
+		{Name: "extended blob table", Range: rafs.Range{Offset: im.extBlobs.off, Size: im.extBlobs.size}},
+	}
+}
+
 // Close gives back the bootstrap.
 func (im *Image) Close() error { return im.b.Close() }
 

@@ -144,7 +144,7 @@ func (im *Image) readBlob(i int) error {
 	im.blobs[i] = rafs.Blob{
 		ID: id, Features: features, ChunkCount: count,
 		Compressor: uint8(compressor), Digester: uint8(digester),
-		CompressedSize: data, UncompressedSize: uncompressed, Cipher: cipher,
+		CompressedSize: data, RecordedSize: compressed, UncompressedSize: uncompressed, Cipher: cipher,
 	}
 	if ciStored != 0 && ciSize != 0 {
 		ci := rafs.ChunkInfo{

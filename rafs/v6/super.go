@@ -241,6 +241,16 @@ func (im *Image) Root() uint64 { return im.root }
 // Blobs returns the blob table.
 func (im *Image) Blobs() []rafs.Blob { return im.blobs }
 
+// Tables tells where the tables are.
+func (im *Image) Tables() []rafs.Table {
+	return []rafs.Table{
+		{Name: "device table", Range: rafs.Range{Offset: deviceOffset, Size: im.deviceEnd - deviceOffset}},
+		{Name: "blob table", Range: rafs.Range{Offset: im.blobTable.off, Size: im.blobTable.size}},
+		{Name: "prefetch table", Range: rafs.Range{Offset: im.prefetch.off, Size: im.prefetch.size}},
+		{Name: "chunk table", Range: rafs.Range{Offset: im.chunkTable.off, Size: im.chunkTable.size}},
+	}
+}
+
 // Close gives back the bootstrap.
 func (im *Image) Close() error { return im.b.Close() }
 
