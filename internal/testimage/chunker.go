@@ -1,6 +1,7 @@
 package testimage
 
 import (
+	"archive/tar"
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
@@ -38,7 +39,8 @@ type chunker struct {
 	enc    *encoder
 	chunks []Chunk
 	blobs  []*blobWriter
-	next   int // the blob of the next file with new chunks
+	next   int         // the blob of the next file with new chunks
+	tar    *tar.Writer // of a layer; nil without Options.Zran
 
 	byDigest map[chunkKey]uint32
 	byRange  map[rangeKey]uint32 // ranges of generated content seen before
@@ -51,7 +53,11 @@ type chunkKey struct {
 }
 
 func newChunker(opt *Options, blobDir string) (*chunker, error) {
-	enc, err := newEncoder(opt.Compressor)
+	compressor := opt.Compressor
+	if opt.Zran {
+		compressor = None // the layer is compressed as a whole
+	}
+	enc, err := newEncoder(compressor)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +71,7 @@ func newChunker(opt *Options, blobDir string) (*chunker, error) {
 func (c *chunker) file(content Content, refs []uint32) ([]uint32, error) {
 	size, step := content.Size(), int64(c.opt.ChunkSize)
 	same, repeats := content.(repeating)
+	repeats = repeats && c.tar == nil // a tar holds all bytes
 	before := len(c.chunks)
 	for off := int64(0); off < size; off += step {
 		n := min(step, size-off)
@@ -105,6 +112,10 @@ func (c *chunker) file(content Content, refs []uint32) ([]uint32, error) {
 func (c *chunker) store(data []byte) (uint32, error) {
 	key := chunkKey{c.opt.Digest.sum(data), uint32(len(data))}
 	if nr, ok := c.byDigest[key]; ok {
+		if c.tar != nil {
+			_, err := c.tar.Write(data)
+			return nr, err
+		}
 		return nr, nil
 	}
 	if c.next == len(c.blobs) {
@@ -128,7 +139,11 @@ func (c *chunker) store(data []byte) (uint32, error) {
 		CompressedSize: uint32(len(stored)), UncompressedSize: key.size,
 		CompressedOffset: blob.size, UncompressedOffset: blob.addresses,
 	}
-	if err := blob.write(stored); err != nil {
+	write := blob.write
+	if c.tar != nil {
+		write = func(p []byte) error { _, err := c.tar.Write(p); return err }
+	}
+	if err := write(stored); err != nil {
 		return 0, err
 	}
 	blob.count++

@@ -40,6 +40,10 @@ type Options struct {
 	// OldFlags, of v5, leaves the bits of the algorithms out of the superblock,
 	// which means lz4 and BLAKE3.
 	OldFlags bool
+	// Zran, of v6, stores the files as an OCI layer, one tar.gz, and in a second
+	// blob where an inflater may start in it. The compressor is gzip then, and
+	// WriteUncompressed does not know such blobs.
+	Zran bool
 }
 
 func (o *Options) complete() error {
@@ -51,6 +55,9 @@ func (o *Options) complete() error {
 	}
 	if o.Blobs == 0 {
 		o.Blobs = 1
+	}
+	if o.Zran && o.Compressor == None {
+		o.Compressor = Gzip
 	}
 	maxBlobs := map[Version]int{V5: 256, V6: 254}[o.Version]
 	switch {
@@ -66,6 +73,8 @@ func (o *Options) complete() error {
 		return fmt.Errorf("compact inodes are of v6")
 	case o.Version == V6 && (o.Aligned || o.NoExtBlobTable || o.OldFlags):
 		return fmt.Errorf("options of v5 alone: Aligned, NoExtBlobTable, OldFlags")
+	case o.Zran && (o.Version != V6 || o.Blobs != 1 || o.Compressor != Gzip):
+		return fmt.Errorf("option Zran is of one blob of v6, with gzip")
 	case o.OldFlags && (o.Compressor != LZ4 || o.Digest != Blake3):
 		return fmt.Errorf("OldFlags means lz4 and blake3, not %v and %v", o.Compressor, o.Digest)
 	}
@@ -128,6 +137,11 @@ type Blob struct {
 	ChunkInfoSize       uint64 // uncompressed
 	ChunkInfoCompressor Compressor
 	ChunkInfoHeader     Range
+
+	// Of Options.Zran: the second blob, which holds the chunk information.
+	MetaID, MetaPath string
+	MetaSize         uint64
+	Contexts         []ZranContext
 }
 
 // Write writes the tree as dir/bootstrap and dir/blobs/ID. dir is made if it is
@@ -199,6 +213,11 @@ func (img *Image) writeBlobs(prefetch []uint32) error {
 	for _, nr := range p.files(prefetch) {
 		e := p.at(nr)
 		at := len(p.refs)
+		if img.Options.Zran {
+			if err := c.tarFile(strings.TrimPrefix(p.path(nr), "/"), e.node.content.Size()); err != nil {
+				return fmt.Errorf("%s: %w", p.path(nr), err)
+			}
+		}
 		if p.refs, err = c.file(e.node.content, p.refs); err != nil {
 			return fmt.Errorf("%s: %w", p.path(nr), err)
 		}
@@ -222,6 +241,14 @@ func (img *Image) writeBlobs(prefetch []uint32) error {
 		ofBlob[ch.Blob] = append(ofBlob[ch.Blob], ch)
 	}
 	for i, b := range c.blobs {
+		if img.Options.Zran {
+			blob, err := img.finishZran(c, b, ofBlob[i])
+			if err != nil {
+				return err
+			}
+			img.Blobs = append(img.Blobs, blob)
+			continue
+		}
 		blob := Blob{ChunkCount: b.count, DataSize: b.size, UncompressedSize: b.addresses}
 		if img.Options.Version == V6 {
 			ci, err := writeChunkInfo(b, ofBlob[i], c.enc)

@@ -3,6 +3,7 @@ package testimage
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"math/bits"
@@ -242,6 +243,12 @@ func (img *Image) blobTableV6() []byte {
 		le.PutUint32(e[76:], uint32(img.Options.Compressor))
 		le.PutUint32(e[80:], uint32(img.Options.Digest))
 		le.PutUint32(e[84:], featureAligned|featureCapTarTOC)
+		if img.Options.Zran {
+			le.PutUint32(e[84:], featuresZran)
+			digest, _ := hex.DecodeString(blob.MetaID) // ours: it is hex
+			copy(e[168:200], digest)
+			le.PutUint64(e[200:], blob.MetaSize)
+		}
 		le.PutUint64(e[88:], blob.Size)
 		le.PutUint64(e[96:], blob.UncompressedSize)
 		le.PutUint32(e[108:], uint32(blob.ChunkInfoCompressor))
