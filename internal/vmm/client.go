@@ -44,14 +44,15 @@ func (g Guest) offered() uint64 { return uint64(g.Flags) | uint64(g.Flags2)<<32 
 // maxReadahead is what a guest with the default of 128 KiB announces.
 const maxReadahead = 128 << 10
 
-// Client is a guest's FUSE client on the queues of a VM. The copies that On and
-// As make share one session. All methods may be called from many goroutines.
+// Client is a guest's FUSE client on the queues of a VM. The copies that On, As
+// and Umask make share one session.
 type Client struct {
 	*session
 	queue int // 0: by the guest's way
 	uid   uint32
 	gid   uint32
 	pid   uint32
+	umask uint32
 }
 
 type session struct {

@@ -102,6 +102,10 @@ const (
 	initOutSize   = 64
 	statfsSize    = 80
 	direntSize    = 24
+	ioctlOutSize  = 16
+	fileLockSize  = 24
+	statxSize     = 256
+	statxOutSize  = 32 + statxSize
 )
 
 // INIT flags by which the client itself behaves differently.

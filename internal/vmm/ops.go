@@ -58,12 +58,12 @@ func (c *Client) Symlink(ctx context.Context, parent uint64, name, target string
 
 // Mknod makes a file of any kind; mode holds the type.
 func (c *Client) Mknod(ctx context.Context, parent uint64, name string, mode, rdev uint32) (Entry, error) {
-	return c.entry(ctx, OpMknod, parent, pack(mode, rdev, uint32(0), uint32(0), name))
+	return c.entry(ctx, OpMknod, parent, pack(mode, rdev, c.umask, uint32(0), name))
 }
 
 // Mkdir makes a directory.
 func (c *Client) Mkdir(ctx context.Context, parent uint64, name string, mode uint32) (Entry, error) {
-	return c.entry(ctx, OpMkdir, parent, pack(mode, uint32(0), name))
+	return c.entry(ctx, OpMkdir, parent, pack(mode, c.umask, name))
 }
 
 // Link makes one more name for a node.
@@ -175,22 +175,17 @@ func (c *Client) GoRead(ctx context.Context, nodeID, fh, off uint64, size int) (
 
 // Write writes data from pages and returns how much was taken.
 func (c *Client) Write(ctx context.Context, nodeID, fh, off uint64, data []byte) (int, error) {
-	args := pack(fh, off, uint32(len(data)), uint32(0), uint64(0), uint32(oLargefile), uint32(0))
-	p, err := c.start(ctx, OpWrite, nodeID, args, data, shape{fixed: 8})
-	if err != nil {
-		return 0, err
-	}
-	b, err := p.Wait(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return int(binary.LittleEndian.Uint32(b)), nil
+	return c.WriteFlags(ctx, nodeID, fh, off, data, 0)
 }
 
 // Create makes and opens a regular file.
 func (c *Client) Create(ctx context.Context, parent uint64, name string, flags, mode uint32) (Entry, OpenOut, error) {
-	args := pack(flags|oLargefile, mode, uint32(0), uint32(0), name)
-	b, err := c.call(ctx, OpCreate, parent, args, shape{fixed: entrySize + openOutSize})
+	return c.create(ctx, OpCreate, parent, name, flags, mode)
+}
+
+func (c *Client) create(ctx context.Context, op Opcode, parent uint64, name string, flags, mode uint32) (Entry, OpenOut, error) {
+	args := pack(flags|oLargefile, mode, c.umask, uint32(0), name)
+	b, err := c.call(ctx, op, parent, args, shape{fixed: entrySize + openOutSize})
 	if err != nil {
 		return Entry{}, OpenOut{}, err
 	}
