@@ -1,6 +1,7 @@
 package rafstest
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/rafsd/rafsd/rafs"
@@ -91,4 +92,36 @@ func checkExtents(img rafs.Image, a *rafs.Attr, off, length uint64, extents []ra
 		return fmt.Errorf("they end at %d, want %d", off, end)
 	}
 	return nil
+}
+
+// FirstDamage looks for something in an image that cannot be had: a path, a
+// target, attributes, a part of a file. nil if all of it can.
+func FirstDamage(img rafs.Image) error {
+	var buf []byte
+	var extents []rafs.Extent
+	var c rafs.Chunk
+	err := rafs.Walk(img, func(w *rafs.WalkEntry) error {
+		if w.Err != nil {
+			return w.Err
+		}
+		var err error
+		if buf, err = img.XattrNames(w.Ino, buf[:0]); err != nil && !errors.Is(err, rafs.ErrTooLong) {
+			return err
+		}
+		switch w.Attr.Mode & rafs.ModeType {
+		case rafs.ModeSymlink:
+			_, err = img.Readlink(w.Ino, buf[:0])
+		case rafs.ModeRegular:
+			if extents, err = img.Extents(w.Ino, 0, w.Attr.Size, extents[:0]); err != nil {
+				return err
+			}
+			for _, e := range extents {
+				if e.Blob >= 0 {
+					err = errors.Join(err, img.Chunk(int(e.Blob), e.Chunk, &c))
+				}
+			}
+		}
+		return err
+	})
+	return err
 }
