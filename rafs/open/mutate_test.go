@@ -13,6 +13,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/corpus"
 	"github.com/rafsd/rafsd/rafs"
+	"github.com/rafsd/rafsd/rafs/internal/mutant"
 	"github.com/rafsd/rafsd/rafs/internal/rafstest"
 	"github.com/rafsd/rafsd/rafs/open"
 )
@@ -58,10 +59,10 @@ func TestMutants(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer img.Close()
-			m := rafstest.MutateV5
+			m := mutant.V5
 			if img.Info().Version == 6 {
-				m = func(b []byte) *rafstest.Mutator {
-					m, err := rafstest.MutateV6(b, img)
+				m = func(b []byte) *mutant.Mutator {
+					m, err := mutant.V6(b, img)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -86,7 +87,7 @@ func TestMutantBlobs(t *testing.T) {
 				t.Fatal(err)
 			}
 			b = b[max(0, len(b)-64<<10):] // all but chunks
-			m := &rafstest.Mutator{Data: b}
+			m := &mutant.Mutator{Data: b}
 			for end := len(b); end >= 512; {
 				h := b[end-512 : end]
 				if string(h[257:262]) != "ustar" {
@@ -96,13 +97,13 @@ func TestMutantBlobs(t *testing.T) {
 				for _, c := range strings.Trim(string(h[124:136]), " \x00") {
 					size = size*8 + int(c-'0')
 				}
-				m.Spots = append(m.Spots, rafstest.Spot{Off: end - 512, Width: 8, Name: "tar name"},
-					rafstest.Spot{Off: end - 512 + 124, Width: 8, Name: "tar size"}, rafstest.Spot{Off: end - 512 + 128, Width: 8, Name: "tar size"},
-					rafstest.Spot{Off: end - 512 + 148, Width: 8, Name: "tar checksum"}, rafstest.Spot{Off: end - 512 + 257, Width: 5, Name: "tar magic"})
+				m.Spots = append(m.Spots, mutant.Spot{Off: end - 512, Width: 8, Name: "tar name"},
+					mutant.Spot{Off: end - 512 + 124, Width: 8, Name: "tar size"}, mutant.Spot{Off: end - 512 + 128, Width: 8, Name: "tar size"},
+					mutant.Spot{Off: end - 512 + 148, Width: 8, Name: "tar checksum"}, mutant.Spot{Off: end - 512 + 257, Width: 5, Name: "tar magic"})
 				if end == len(b) {
 					for off := end - 512 - size; off+128 <= end-512 && size <= 1024; off += 128 {
 						for _, f := range []int{0, 8, 24, 56, 64, 72} {
-							m.Spots = append(m.Spots, rafstest.Spot{Off: off + f, Width: 8, Name: "table of contents"})
+							m.Spots = append(m.Spots, mutant.Spot{Off: off + f, Width: 8, Name: "table of contents"})
 						}
 					}
 				}
@@ -117,7 +118,7 @@ func TestMutantBlobs(t *testing.T) {
 }
 
 // campaign tries the mutants of one file.
-func campaign(t *testing.T, m *rafstest.Mutator, name string) {
+func campaign(t *testing.T, m *mutant.Mutator, name string) {
 	var (
 		refused, damaged, sound int
 		worst                   time.Duration

@@ -177,3 +177,30 @@ func TestBlobsOfTheCorpus(t *testing.T) {
 		})
 	}
 }
+
+// FuzzBlob opens hostile files of any kind: blobs with sections, bootstraps, and
+// what is neither.
+func FuzzBlob(f *testing.F) {
+	for _, version := range []testimage.Version{5, 6} {
+		boot := written(f, version)
+		f.Add(boot)
+		f.Add(packed("image.blob", []byte("data"), "image.boot", boot))
+		f.Add(packed("image.blob", []byte("data"), "image.boot", compress(boot), "rafs.blob.toc", tocOf(boot, len(boot))))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		boot := rafs.NewBootstrap("fuzz", b)
+		img, err := open.Bootstrap(boot)
+		if err != nil {
+			if !errors.Is(err, rafs.ErrDamaged) && !errors.Is(err, rafs.ErrUnsupported) && !errors.Is(err, rafs.ErrNotRAFS) {
+				t.Fatalf("%v, want one of the three kinds of refusal", err)
+			}
+			if err := boot.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		if err := errors.Join(rafstest.Visit(img), img.Close()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -1,4 +1,8 @@
-package rafstest
+// Package mutant breaks sound files in ways that are aimed at their structures:
+// bits, sizes and counts beyond all bounds, offsets swapped, tables laid over each
+// other, references in a circle, names that lead elsewhere. A variant is a
+// function of its seed, so that a test names it by that.
+package mutant
 
 import (
 	"bytes"
@@ -150,8 +154,8 @@ func (m *Mutator) records(off, n int) {
 	}
 }
 
-// MutateV5 aims at the structures of a sound v5 bootstrap.
-func MutateV5(b []byte) *Mutator {
+// V5 aims at the structures of a sound v5 bootstrap.
+func V5(b []byte) *Mutator {
 	le := binary.LittleEndian
 	m := &Mutator{Data: b}
 	m.fields("superblock", 0, 0, 4, 4, 4, 8, 4, 12, 4, 16, 8, 24, 8, 32, 8, 40, 8, 48, 8, 56, 4, 60, 4, 64, 4, 68, 4, 72, 8)
@@ -180,8 +184,8 @@ func MutateV5(b []byte) *Mutator {
 	return m
 }
 
-// MutateV6 aims at the structures of a sound v6 bootstrap, which img shows.
-func MutateV6(b []byte, img rafs.Image) (*Mutator, error) {
+// V6 aims at the structures of a sound v6 bootstrap, which img shows.
+func V6(b []byte, img rafs.Image) (*Mutator, error) {
 	le := binary.LittleEndian
 	m := &Mutator{Data: b}
 	bits := b[1024+12]
