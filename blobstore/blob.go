@@ -48,6 +48,30 @@ func (b *Blob) Ready(i uint32) bool {
 	return v != nil && v.Ready(i)
 }
 
+// AllReady reports whether every chunk that the image knows of the blob can be read
+// without waiting. It opens the cache entry, but asks no back-end.
+func (b *Blob) AllReady(ctx context.Context) (all bool, err error) {
+	v, err := b.open(ctx)
+	if err != nil {
+		return false, err
+	}
+	all = true
+	err = cache.Guard(func() error {
+		var c Chunk
+		for i := range b.desc.Table.Len() {
+			if v.Ready(i) {
+				continue
+			}
+			if err := b.desc.Table.Chunk(i, &c); !errors.Is(err, ErrNoChunk) {
+				all = false
+				return err
+			}
+		}
+		return nil
+	})
+	return all && err == nil, err
+}
+
 // Data returns n bytes at off of the uncompressed chunk i, as they lie in the
 // mapped cache file, or false if the chunk is not ready, has no such bytes, or
 // could not be mapped: then Fetch it and try again, and at last ReadAt. The

@@ -21,6 +21,9 @@ import (
 // ErrDamaged; other inodes go on.
 type Image interface {
 	Info() *Info // immutable
+	// Digest returns the SHA-256 of the bootstrap as it is mapped, which it reads
+	// whole.
+	Digest() ([32]byte, error)
 	Root() uint64
 
 	// Attr fills a with the attributes of ino.
@@ -99,6 +102,26 @@ type Info struct {
 	Digest      [32]byte // sha256 of the bootstrap, if Options asked for it
 	Compressor  uint8    // as in the blob table of v6: 0 none 1 lz4_block 2 gzip 3 zstd
 	Digester    uint8    // 0 blake3 1 sha256
+	Super       Super
+}
+
+// Super is where the superblock says that the structures of the bootstrap are.
+// What a version of the format does not have is zero.
+type Super struct {
+	Magic, Version, Size             uint32 // Size of the superblock in bytes
+	RootInode                        uint64
+	InodeTableEntries                uint32
+	InodeTableOffset                 uint64
+	BlobTableSize                    uint32
+	BlobTableOffset                  uint64
+	ExtendedBlobTableEntries         uint32
+	ExtendedBlobTableOffset          uint64
+	BlobDeviceTableCount             uint32
+	BlobDeviceTableOffset            uint64
+	PrefetchTableEntries             uint32
+	PrefetchTableOffset              uint64
+	MetaBlock                        uint32 // meta_blkaddr
+	ChunkTableOffset, ChunkTableSize uint64
 }
 
 // Attr is what stat(2) shows of an inode.

@@ -36,13 +36,6 @@ const (
 	flushWithin = 100 * time.Millisecond
 )
 
-// levels are slog's of the names on the command line. The FUSE server traces
-// requests at debug level.
-var levels = map[string]slog.Level{
-	logOff: slog.Level(1 << 20), "trace": slog.LevelDebug - 4, "debug": slog.LevelDebug, "info": slog.LevelInfo,
-	"warn": slog.LevelWarn, "error": slog.LevelError,
-}
-
 // serve is the life of a daemon: it returns when that is over, nil if all went
 // well.
 func serve(v *virtiofsArgs, stderr *os.File) error {
@@ -50,7 +43,7 @@ func serve(v *virtiofsArgs, stderr *os.File) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 
-	log, sink, err := openLog(v, stderr)
+	log, sink, err := v.openLog(stderr)
 	if err != nil {
 		return err
 	}
@@ -70,7 +63,7 @@ func serve(v *virtiofsArgs, stderr *os.File) error {
 }
 
 // openLog returns the logger of the daemon.
-func openLog(v *virtiofsArgs, stderr *os.File) (*slog.Logger, *logsink.Sink, error) {
+func (v *virtiofsArgs) openLog(stderr *os.File) (*slog.Logger, *logsink.Sink, error) {
 	var out io.Writer = stderr
 	if v.logTo != nil {
 		out = v.logTo
@@ -83,7 +76,8 @@ func openLog(v *virtiofsArgs, stderr *os.File) (*slog.Logger, *logsink.Sink, err
 	}
 	s := v.settings.Log
 	sink := logsink.New(out, s.Format)
-	return slog.New(logsink.Handler(sink, s.Format, levels[s.Level])), sink, nil
+	v.level.Set(logsink.Levels[s.Level])
+	return slog.New(v.events.Watch(logsink.Handler(sink, s.Format, &v.level))), sink, nil
 }
 
 // service is a daemon with its doors.
@@ -123,7 +117,7 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 		FirstConnect: limit(v.settings.Daemon.FirstConnect), Linger: limit(v.settings.Daemon.Linger),
 		Alone: v.alone(), Directory: v.sharedDir != "", Directories: v.dirs, RefuseFlags: v.refuse,
 		Read: v.settings.Read, Cache: v.settings.Cache,
-		Log: log,
+		Log: log, Level: &v.level, Events: &v.events,
 	})
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"log/slog"
 	"os"
 	"path"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/internal/confine"
 	"github.com/rafsd/rafsd/shim-integration/config"
+	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
 )
 
 // maxTag is the longest tag of a virtio-fs device, in bytes.
@@ -42,6 +44,9 @@ type virtiofsArgs struct {
 	sandbox confine.Mode        // what it is shut in; "" = none
 	as      personality         // asSubcommand or asVirtiofsd
 	ready   func()              // called once when the sockets are served; may be nil
+
+	level  slog.LevelVar  // of the log, while it runs
+	events logsink.Events // the errors in it
 
 	settings config.Settings // of the file, overridden by options
 	ignored  []string        // options that have no effect, for one warning

@@ -255,9 +255,6 @@ func (v *virtiofsdArgs) modcaps(a *arguments) error {
 	return nil
 }
 
-// logOff is above every level that is logged at.
-const logOff = "off"
-
 func (v *virtiofsdArgs) overrideSettings(a *arguments) (err error) {
 	if v.settings, err = config.LoadSettings(a.values["settings"]); err != nil {
 		return err

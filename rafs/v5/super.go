@@ -144,6 +144,13 @@ func (im *Image) readSuper() error {
 		Size:        int64(size),
 		Compressor:  rafs.CompressorOf(flags),
 		Digester:    rafs.DigesterOf(flags),
+		Super: rafs.Super{
+			Magic: Magic, Version: Version, Size: superSize, RootInode: rootIndex,
+			InodeTableEntries: uint32(entries), InodeTableOffset: im.inodes.off,
+			BlobTableSize: uint32(im.blobTable.size), BlobTableOffset: im.blobTable.off,
+			ExtendedBlobTableEntries: uint32(im.extBlobs.size / extEntrySize), ExtendedBlobTableOffset: im.extBlobs.off,
+			PrefetchTableEntries: uint32(im.prefetch.size / tableEntrySize), PrefetchTableOffset: im.prefetch.off,
+		},
 	}
 	return nil
 }
@@ -178,6 +185,9 @@ func (im *Image) entries() uint64 { return im.inodes.size / tableEntrySize }
 
 // Info returns what the superblock says.
 func (im *Image) Info() *rafs.Info { return &im.info }
+
+// Digest returns the SHA-256 of the bootstrap.
+func (im *Image) Digest() ([32]byte, error) { return im.b.SHA256() }
 
 // Root returns the number of the root directory.
 func (im *Image) Root() uint64 { return rootIndex }

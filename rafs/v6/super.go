@@ -23,6 +23,8 @@ const (
 	// Magic is the first word of the EROFS superblock, at MagicOffset.
 	Magic       = 0xE0F5E1E2
 	MagicOffset = superOffset
+	// Version is what RAFS calls this version of its format; no field holds it.
+	Version = 0x600
 
 	blockBits = 12 // of all images but those of tar files
 	tableUnit = 1 << blockBits
@@ -181,6 +183,13 @@ func (im *Image) readSuper() error {
 		Size:        int64(size),
 		Compressor:  rafs.CompressorOf(flags),
 		Digester:    rafs.DigesterOf(flags),
+		Super: rafs.Super{
+			Magic: Magic, Version: Version, Size: superSize, RootInode: im.root,
+			BlobTableSize: uint32(im.blobTable.size), BlobTableOffset: im.blobTable.off,
+			BlobDeviceTableCount: uint32(devices), BlobDeviceTableOffset: deviceOffset,
+			PrefetchTableEntries: uint32(im.prefetch.size / 4), PrefetchTableOffset: im.prefetch.off,
+			MetaBlock: le.Uint32(sb[40:]), ChunkTableOffset: im.chunkTable.off, ChunkTableSize: im.chunkTable.size,
+		},
 	}
 	return nil
 }
@@ -234,6 +243,9 @@ func (im *Image) placeTables(ext []byte, devices uint64) error {
 
 // Info returns what the superblocks say.
 func (im *Image) Info() *rafs.Info { return &im.info }
+
+// Digest returns the SHA-256 of the bootstrap.
+func (im *Image) Digest() ([32]byte, error) { return im.b.SHA256() }
 
 // Root returns the nid of the root directory.
 func (im *Image) Root() uint64 { return im.root }

@@ -16,6 +16,7 @@ import (
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
 	"github.com/rafsd/rafsd/shim-integration/config"
+	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
 )
 
 // Options are what a Daemon is told once.
@@ -35,6 +36,9 @@ type Options struct {
 	Read  config.ReadSettings
 	Cache config.CacheSettings
 	Log   *slog.Logger
+	// Level, if set, is what Log logs at, and Events what keeps its errors.
+	Level  *slog.LevelVar
+	Events *logsink.Events
 }
 
 // Daemon is the service: all methods are safe for concurrent use.
@@ -49,6 +53,8 @@ type Daemon struct {
 	mu     sync.Mutex
 	state  State                 // guarded by mu
 	mounts map[string]*MountInfo // by mountpoint; nil while being made; guarded by mu
+	// changing are the mountpoints that a remount has taken; guarded by mu.
+	changing map[string]bool
 
 	making  sync.WaitGroup // mounts being made; grows only under mu and before STOPPED
 	closing sync.WaitGroup // goroutines of logClose
@@ -82,7 +88,7 @@ func newDaemon(o Options, open opener) (*Daemon, error) {
 		opts: o, log: o.Log, tree: tree, server: server, open: open,
 		life:   newLifetime(o.FirstConnect, o.Linger),
 		state:  StateInit,
-		mounts: make(map[string]*MountInfo),
+		mounts: make(map[string]*MountInfo), changing: make(map[string]bool),
 	}, nil
 }
 
@@ -229,6 +235,9 @@ func (d *Daemon) Umount(_ context.Context, mountpoint string) error {
 	defer d.mu.Unlock()
 	if d.mounts[at] == nil {
 		return fmt.Errorf("umount %s: %w", at, ErrNotMounted)
+	}
+	if d.changing[at] {
+		return fmt.Errorf("umount %s: a remount is under way: %w", at, ErrState)
 	}
 	closed, err := d.tree.Unmount(at)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/blobstore"
+	"github.com/rafsd/rafsd/blobstore/backend/live"
 	"github.com/rafsd/rafsd/fuseproto"
 	rafsfs "github.com/rafsd/rafsd/rafs/fs"
 	"github.com/rafsd/rafsd/rafs/open"
@@ -37,8 +39,16 @@ func newImages(o Options) *images {
 // image is a file system over one image that gives its store back when closed.
 type image struct {
 	*rafsfs.FS
+	meter   fsMeter
+	blobs   []*blobstore.Blob // the FS's
+	store   *openStore
 	stop    context.CancelFunc
 	release func() error
+
+	// looked is held while somebody looks at blobs from outside of a request, and
+	// closed is true once they are gone.
+	looked sync.RWMutex
+	closed bool // guarded by looked
 }
 
 // openImage implements opener.
@@ -52,11 +62,13 @@ func (i *images) openImage(_ context.Context, source string, c *config.Config) (
 		return nil, nil, errors.Join(err, img.Close())
 	}
 	mounted, stop := context.WithCancel(context.Background())
+	var blobs []*blobstore.Blob
 	openBlob := func(d blobstore.BlobDesc) (rafsfs.Blob, error) {
 		b, err := store.Blob(d)
 		if err != nil {
 			return nil, err
 		}
+		blobs = append(blobs, b)
 		return &mountedBlob{b, mounted}, nil
 	}
 	f, err := rafsfs.New(img, openBlob, rafsfs.Options{EnableXattr: c.RAFS.EnableXattr})
@@ -64,13 +76,33 @@ func (i *images) openImage(_ context.Context, source string, c *config.Config) (
 		stop()
 		return nil, nil, errors.Join(err, img.Close(), release())
 	}
-	return &image{FS: f, stop: stop, release: release}, stop, nil
+	m := &image{FS: f, blobs: blobs, store: store, stop: stop, release: release}
+	m.meter.files = newFileMeter(c.RAFS.IOStatsFiles, c.RAFS.AccessPattern, c.RAFS.LatestReadFiles)
+	return m, stop, nil
 }
 
 // Close closes the image and ends its use of the store.
 func (m *image) Close() error {
 	m.stop()
+	m.looked.Lock()
+	m.closed = true
+	m.looked.Unlock()
 	return errors.Join(m.FS.Close(), m.release())
+}
+
+// allReady tells whether every chunk of the image's blobs is in the cache.
+func (m *image) allReady(ctx context.Context) (bool, error) {
+	m.looked.RLock()
+	defer m.looked.RUnlock()
+	if m.closed {
+		return false, errUnmounted
+	}
+	for _, b := range m.blobs {
+		if ready, err := b.AllReady(ctx); err != nil || !ready {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // mountedBlob is a blob whose readers stop waiting when the mount goes.
@@ -89,12 +121,30 @@ func (b *mountedBlob) Fetch(ctx context.Context, first, last uint32) error {
 
 var errUnmounted = errors.New("the image was unmounted")
 
+// openStore is a blob store and the place behind it.
+type openStore struct {
+	*blobstore.Store
+	backend *live.Backend // the Store's
+	dir     string        // of the cache
+	log     *slog.Logger
+}
+
+// replace makes further requests go to the back-end that c describes.
+func (s *openStore) replace(c *config.Config) error {
+	b, err := backends.New(c.Backend, s.log)
+	if err != nil {
+		return err
+	}
+	return s.backend.Replace(b)
+}
+
 // openStore opens the blob store that a configuration describes.
-func (i *images) openStore(c *config.Config) (*blobstore.Store, error) {
-	b, err := backends.New(c.Backend, i.opts.Log)
+func (i *images) openStore(c *config.Config) (*openStore, error) {
+	place, err := backends.New(c.Backend, i.opts.Log)
 	if err != nil {
 		return nil, err
 	}
+	b := live.New(place)
 	dir, err := i.cacheDir(c)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -119,7 +169,7 @@ func (i *images) openStore(c *config.Config) (*blobstore.Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	return s, nil
+	return &openStore{s, b, dir, i.opts.Log}, nil
 }
 
 // cacheDir returns the folder for the chunks of a mount: the configuration's,

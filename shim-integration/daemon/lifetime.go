@@ -99,6 +99,18 @@ func (l *lifetime) disconnect(used bool) {
 	}
 }
 
+// end makes it over now, unless it is already.
+func (l *lifetime) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopTimer()
+	l.linger, l.first = 0, time.Time{} // nothing is waited for any more
+	select {
+	case l.over <- nil:
+	default:
+	}
+}
+
 // stop ends all waiting.
 func (l *lifetime) stop() {
 	l.mu.Lock()

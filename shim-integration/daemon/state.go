@@ -11,6 +11,8 @@ const (
 	eventStart event = "Start"
 	eventStop  event = "Stop"
 	eventExit  event = "Exit"
+
+	eventTakeover event = "Takeover"
 )
 
 // next says which State an event leads to. What is not here is refused.

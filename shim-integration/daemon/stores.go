@@ -4,14 +4,13 @@ import (
 	"errors"
 	"sync"
 
-	"github.com/rafsd/rafsd/blobstore"
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
 
 // stores shares blob stores between mounts whose configurations agree on where
 // blobs come from and where their chunks are kept.
 type stores struct {
-	open func(*config.Config) (*blobstore.Store, error) // does not wait for a network
+	open func(*config.Config) (*openStore, error) // does not wait for a network
 
 	mu   sync.Mutex
 	refs map[config.Key]*sharedStore // guarded by mu; those with users
@@ -21,12 +20,12 @@ type stores struct {
 type sharedStore struct {
 	users int // guarded by stores.mu
 	once  sync.Once
-	store *blobstore.Store // after once
-	err   error            // after once
+	store *openStore // after once
+	err   error      // after once
 }
 
 // acquire returns the store for c. Each success is matched by one release.
-func (s *stores) acquire(c *config.Config) (*blobstore.Store, func() error, error) {
+func (s *stores) acquire(c *config.Config) (*openStore, func() error, error) {
 	key := c.StoreKey()
 	s.mu.Lock()
 	e := s.refs[key]

@@ -31,20 +31,111 @@ func readBody(r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
-// mountpoint returns the value of that name in the query.
-func mountpoint(r *http.Request) (string, error) {
+// parameter returns a value of the query, "" if it is not there.
+func parameter(r *http.Request, name string) (string, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return "", badRequest("query: %v", err)
 	}
-	values := query["mountpoint"]
-	if len(values) == 0 || values[0] == "" {
-		return "", badRequest("query: mountpoint is missing")
+	value := query.Get(name)
+	if !utf8.ValidString(value) {
+		return "", badRequest("query: %s is not valid UTF-8", name)
 	}
-	if !utf8.ValidString(values[0]) {
-		return "", badRequest("query: mountpoint is not valid UTF-8")
+	return value, nil
+}
+
+// mountpoint returns the value of that name in the query, which must be there.
+func mountpoint(r *http.Request) (string, error) {
+	value, err := parameter(r, "mountpoint")
+	if err == nil && value == "" {
+		err = badRequest("query: mountpoint is missing")
 	}
-	return values[0], nil
+	return value, err
+}
+
+// mountRequest reads a request to mount or remount.
+func mountRequest(r *http.Request, body []byte) (daemon.MountRequest, error) {
+	at, err := mountpoint(r)
+	if err != nil {
+		return daemon.MountRequest{}, err
+	}
+	request, err := mountBody(body)
+	request.Mountpoint = at
+	return request, err
+}
+
+// object reads a body that is a JSON object. Its errors name places, never values:
+// there may be credentials.
+func object(body []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(body) {
+		return nil, badRequest("body is not valid UTF-8")
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(body, &keys); err != nil || keys == nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, badRequest("body is not JSON: offset %d: %v", syntax.Offset, err)
+		}
+		return nil, badRequest("body is not a JSON object")
+	}
+	return keys, nil
+}
+
+// text reads a string of an object.
+func text(keys map[string]json.RawMessage, key string) (string, error) {
+	raw, ok := keys[key]
+	if !ok {
+		return "", badRequest("body: key %s is missing", key)
+	}
+	var s string
+	if !isString(raw) || json.Unmarshal(raw, &s) != nil {
+		return "", badRequest("body: key %s: want a string", key)
+	}
+	return s, nil
+}
+
+// logLevel reads the body of PUT daemon.
+func logLevel(body []byte) (string, error) {
+	keys, err := object(body)
+	if err != nil {
+		return "", err
+	}
+	return text(keys, "log_level")
+}
+
+// configValues reads the body of PUT config: an object of strings.
+func configValues(body []byte) (map[string]string, error) {
+	keys, err := object(body)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]string, len(keys))
+	for key := range keys {
+		if out[key], err = text(keys, key); err != nil {
+			return nil, badRequest("body: key %.80q: want a string", key)
+		}
+	}
+	return out, nil
+}
+
+// checkBlobEntry reads the body of PUT blobs as far as nydusd does before it asks
+// itself whether it can do it.
+func checkBlobEntry(body []byte) error {
+	keys, err := object(body)
+	if err != nil {
+		return err
+	}
+	for _, key := range []string{"type", "id"} {
+		if _, err := text(keys, key); err != nil {
+			return err
+		}
+	}
+	for _, key := range []string{"config", "config_v2"} {
+		if raw := bytes.TrimLeft(keys[key], " \t\r\n"); len(raw) > 0 && raw[0] == '{' {
+			return nil
+		}
+	}
+	return badRequest("body: neither config nor config_v2 is an object")
 }
 
 // mountBody reads the body of a mount. Unknown keys are ignored, as callers of
@@ -52,16 +143,9 @@ func mountpoint(r *http.Request) (string, error) {
 // never values: the configuration inside holds credentials.
 func mountBody(body []byte) (daemon.MountRequest, error) {
 	var out daemon.MountRequest
-	if !utf8.Valid(body) {
-		return out, badRequest("body is not valid UTF-8")
-	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(body, &keys); err != nil || keys == nil {
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			return out, badRequest("body is not JSON: offset %d: %v", syntax.Offset, err)
-		}
-		return out, badRequest("body is not a JSON object")
+	keys, err := object(body)
+	if err != nil {
+		return out, err
 	}
 	for _, f := range []struct {
 		key      string
@@ -129,6 +213,8 @@ func status(err error) int {
 	switch {
 	case errors.As(err, &own):
 		return own.status
+	case errors.Is(err, daemon.ErrNoMetrics):
+		return http.StatusNotFound
 	case errors.Is(err, daemon.ErrStopping):
 		return http.StatusServiceUnavailable
 	case errors.Is(err, daemon.ErrUnsupported):

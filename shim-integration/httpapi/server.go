@@ -9,17 +9,34 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/rafsd/rafsd/rafs"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
 )
 
 // Service is what the API is a door to. Its methods are called by many
-// goroutines at once.
+// goroutines at once; *daemon.Daemon describes them.
 type Service interface {
 	Info() daemon.Info
-	// Mount and Umount return once the guest can see their effect; they do not
-	// wait for a network.
+	// Mount, Remount and Umount return once the guest can see their effect; they
+	// do not wait for a network.
 	Mount(ctx context.Context, r daemon.MountRequest) error
+	Remount(ctx context.Context, r daemon.MountRequest) error
 	Umount(ctx context.Context, mountpoint string) error
+
+	SetLogLevel(name string) error
+	Errors() (texts []string, size int, total uint64)
+	Begin() error
+	Takeover() error
+	Exit()
+
+	Superblock(mountpoint string) (*rafs.Info, error)
+	FSMetrics(mountpoint string) (at string, m daemon.FSMetrics, err error)
+	FileMetrics(mountpoint string) (map[uint64]daemon.FileMetrics, error)
+	LatestFiles(mountpoint string) ([]uint64, error)
+	BackendMetrics(id string) (daemon.BackendMetrics, error)
+	CacheMetrics(ctx context.Context, id string) (daemon.CacheMetrics, error)
+	RuntimeConfig(id string) (map[string]string, error)
+	SetRuntimeConfig(id string, values map[string]string) error
 }
 
 // Server serves the API.
@@ -43,7 +60,7 @@ func NewServer(service Service, log *slog.Logger) *Server {
 
 // Serve answers on l until Close; it closes l. It returns nil after Close.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(bound(l, s.log)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -1,0 +1,73 @@
+package httpapi
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxConns bounds the connections of the API: silent ones are never closed, since
+// some callers take that for the daemon's death, so that a caller that forgets its
+// connections must not use up the descriptors that guests need.
+const maxConns = 4096
+
+// tooMany is the answer to a connection above the bound.
+const tooMany = "HTTP/1.1 503 Service Unavailable\r\nServer: Nydus API\r\nConnection: close\r\n" +
+	"Content-Type: application/json\r\nContent-Length: 62\r\n\r\n" +
+	`{"code":"UNDEFINED","message":"too many connections are open"}`
+
+// bound returns l with at most maxConns connections at a time, fewer if the process
+// may not open that many files.
+func bound(l net.Listener, log *slog.Logger) net.Listener {
+	most := int64(maxConns)
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		most = min(most, int64(min(lim.Cur, 1<<40)/4))
+	}
+	return &boundListener{Listener: l, most: most, log: log}
+}
+
+type boundListener struct {
+	net.Listener
+	most int64
+	open atomic.Int64
+	log  *slog.Logger
+	told atomic.Int64 // when the last warning was, in seconds
+}
+
+func (l *boundListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= l.most {
+			return &boundConn{Conn: c, l: l}, nil
+		}
+		l.open.Add(-1)
+		if now := time.Now().Unix(); l.told.Swap(now) != now {
+			l.log.Warn("API: a connection was refused", "open", l.most)
+		}
+		// The socket's own buffer takes it: nobody is waited for.
+		_ = c.SetWriteDeadline(time.Now().Add(time.Millisecond))
+		_, _ = c.Write([]byte(tooMany))
+		_ = c.Close()
+	}
+}
+
+// boundConn gives its place back when it is closed.
+type boundConn struct {
+	net.Conn
+	l    *boundListener
+	once sync.Once
+}
+
+func (c *boundConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { c.l.open.Add(-1) })
+	return err
+}
