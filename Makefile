@@ -61,6 +61,7 @@ fuzz: ## run every fuzz target for FUZZTIME (default 3m) each
 bench: build ## benchmarks of the library, then rafsd beside virtiofsd and a null back-end
 	$(GO) test -run '^$$' -bench . -benchmem ./vhostuser/... ./fuseproto/... ./rafs/... ./blobstore/... ./shim-integration/daemon
 	$(GO) run ./internal/vmm/cmd/vmmbench -compare -rafsd $(BIN)/rafsd
+	$(GO) run ./internal/vmm/cmd/vmmbench -compare -passthrough -rafsd $(BIN)/rafsd
 
 .PHONY: soak
 soak: ## long random load (10^6 requests and more)

@@ -150,8 +150,7 @@ const (
 
 // WriteFlags is Write with write flags.
 func (c *Client) WriteFlags(ctx context.Context, nodeID, fh, off uint64, data []byte, flags uint32) (int, error) {
-	args := pack(fh, off, uint32(len(data)), flags, uint64(0), uint32(oLargefile), uint32(0))
-	p, err := c.start(ctx, OpWrite, nodeID, args, data, shape{fixed: 8})
+	p, err := c.start(ctx, OpWrite, nodeID, writeIn(fh, off, len(data), flags), data, shape{fixed: 8})
 	if err != nil {
 		return 0, err
 	}
@@ -160,4 +159,8 @@ func (c *Client) WriteFlags(ctx context.Context, nodeID, fh, off uint64, data []
 		return 0, err
 	}
 	return int(binary.LittleEndian.Uint32(b)), nil
+}
+
+func writeIn(fh, off uint64, size int, flags uint32) []byte {
+	return pack(fh, off, uint32(size), flags, uint64(0), uint32(oLargefile), uint32(0))
 }

@@ -11,15 +11,21 @@ import (
 
 // Load is a stream of equal requests, to be measured.
 type Load struct {
-	Op     Opcode // OpGetattr, OpLookup or OpRead
+	Op     Opcode // OpGetattr, OpLookup, OpRead or OpWrite; with Files OpCreate, OpRename or OpUnlink
 	NodeID uint64 // what to ask about; of LOOKUP the directory
 	Name   string // of LOOKUP
 
-	// Size is how much each READ reads; they go through the file of FileSize bytes
-	// again and again, whole pieces only. Fh is the handle, 0 with zero-message open.
+	// Size is how much each READ or WRITE moves; they go through the file of FileSize
+	// bytes again and again, whole pieces only, or jump about in it if Random is set.
+	// Fh is the handle, 0 with zero-message open.
 	Size     int
 	FileSize uint64
 	Fh       uint64
+	Random   bool
+
+	// Files, if set, are what is made, renamed or removed: each unit of the load is all
+	// that a guest sends for one file, and is counted as one request.
+	Files *Files
 
 	InFlight int // requests in each queue at a time (default 1)
 	Queues   int // request queues in use (default 1)
@@ -64,24 +70,38 @@ type loadWorker struct {
 	load   *Load
 	queue  *Queue
 	call   *signal
-	slots  []*loadSlot
-	idle   []*loadSlot
+	units  []*loadUnit
+	idle   []*loadUnit
 	batch  []*Chain
 	unique uint64
 	offset uint64
+	random uint64
+	file   int // the next of load.Files
 	epoch  time.Time
 	hist   Histogram
 	err    error
 }
 
+// loadUnit is what is counted as one: a request, or the requests for one file, each
+// of which is sent when the one before it was answered.
+type loadUnit struct {
+	steps  []*loadSlot
+	at     int // the step that is on its way
+	file   int
+	nodeID uint64 // of the file
+	since  time.Duration
+}
+
 // loadSlot is one request's buffers, laid out once.
 type loadSlot struct {
 	Chain
+	unit              *loadUnit
+	op                Opcode
 	head, args, reply []byte
+	body              []byte // what follows the reply's header
 	pages             []Buffer
 	want              uint32
 	unique            uint64
-	since             time.Duration // from the worker's epoch
 }
 
 // NewLoader takes the VM's request queues from the client that uses them (its
@@ -96,8 +116,14 @@ func (vm *VM) NewLoader(load Load) (*Loader, error) {
 		return nil, errors.New("a load needs running rings")
 	case load.Queues > vm.Configured:
 		return nil, fmt.Errorf("a load on %d queues of %d", load.Queues, vm.Configured)
-	case load.Op == OpRead && (load.Size <= 0 || load.FileSize < uint64(load.Size)):
-		return nil, fmt.Errorf("a load of READs of %d bytes in a file of %d", load.Size, load.FileSize)
+	case (load.Op == OpRead || load.Op == OpWrite) && (load.Size <= 0 || load.FileSize < uint64(load.Size)):
+		return nil, fmt.Errorf("a load of %vs of %d bytes in a file of %d", load.Op, load.Size, load.FileSize)
+	case load.Files != nil && load.Queues > 1:
+		return nil, errors.New("a load of files uses one queue")
+	case load.Files != nil && load.Op != OpCreate && load.Op != OpRename && load.Op != OpUnlink:
+		return nil, fmt.Errorf("a load of %v of files", load.Op)
+	case load.Files != nil && (load.Files.Count <= 0 || load.Files.Size <= 0):
+		return nil, fmt.Errorf("a load of %d files of %d bytes", load.Files.Count, load.Files.Size)
 	}
 	for _, detach := range vm.detachs {
 		detach()
@@ -105,36 +131,53 @@ func (vm *VM) NewLoader(load Load) (*Loader, error) {
 	vm.detachs = nil
 	l := &Loader{load: load, vm: vm}
 	for i := range load.Queues {
-		w := &loadWorker{load: &l.load, queue: vm.queues[1+i], call: vm.queues[1+i].call, epoch: time.Now()}
+		w := &loadWorker{load: &l.load, queue: vm.queues[1+i], call: vm.queues[1+i].call, random: uint64(i) + 1, epoch: time.Now()}
 		l.workers = append(l.workers, w)
 		for range load.InFlight {
-			s, err := newLoadSlot(vm.Memory, &l.load)
-			if err != nil {
-				l.Close()
-				return nil, err
+			u := &loadUnit{}
+			w.units = append(w.units, u)
+			for _, op := range load.steps() {
+				s, err := newLoadSlot(vm.Memory, &l.load, op)
+				if err != nil {
+					l.Close()
+					return nil, err
+				}
+				s.unit = u
+				u.steps = append(u.steps, s)
 			}
-			w.slots = append(w.slots, s)
 		}
-		w.idle = make([]*loadSlot, 0, load.InFlight)
+		w.idle = make([]*loadUnit, 0, load.InFlight)
 		w.batch = make([]*Chain, 0, load.InFlight)
 	}
 	return l, nil
 }
 
-func newLoadSlot(mem *Memory, load *Load) (*loadSlot, error) {
-	var args []byte
-	fixed, pages := 0, 0
-	switch load.Op {
-	case OpGetattr:
-		args, fixed = make([]byte, 16), attrOutSize
-	case OpLookup:
-		args, fixed = pack(load.Name), entrySize
-	case OpRead:
-		args, pages = readIn(load.Fh, 0, load.Size), load.Size
-	default:
-		return nil, fmt.Errorf("a load of %v", load.Op)
+// steps are the requests of a unit.
+func (l *Load) steps() []Opcode {
+	if l.Files == nil {
+		return []Opcode{l.Op}
 	}
-	s := &loadSlot{want: uint32(outHeaderSize + fixed + pages)}
+	return l.Files.steps(l.Op)
+}
+
+func newLoadSlot(mem *Memory, load *Load, op Opcode) (*loadSlot, error) {
+	var args []byte
+	fixed, pages, data := 0, 0, 0
+	switch {
+	case load.Files != nil:
+		args, fixed, data = load.Files.layout(op)
+	case op == OpGetattr:
+		args, fixed = make([]byte, 16), attrOutSize
+	case op == OpLookup:
+		args, fixed = pack(load.Name), entrySize
+	case op == OpRead:
+		args, pages = readIn(load.Fh, 0, load.Size), load.Size
+	case op == OpWrite:
+		args, fixed, data = writeIn(load.Fh, 0, load.Size, 0), 8, load.Size
+	default:
+		return nil, fmt.Errorf("a load of %v", op)
+	}
+	s := &loadSlot{op: op, want: uint32(outHeaderSize + fixed + pages)}
 	s.Owner = s
 	var err error
 	alloc := func(n int, list *[]Buffer) []byte {
@@ -147,19 +190,28 @@ func newLoadSlot(mem *Memory, load *Load) (*loadSlot, error) {
 		return b.Bytes
 	}
 	s.head = alloc(inHeaderSize, &s.Readable)
-	copy(s.head, pack(header{Len: uint32(inHeaderSize + len(args)), Opcode: load.Op, NodeID: load.NodeID}))
+	copy(s.head, pack(header{Len: uint32(inHeaderSize + len(args) + data), Opcode: op, NodeID: load.NodeID}))
 	s.args = alloc(len(args), &s.Readable)
 	copy(s.args, args)
-	s.reply = alloc(outHeaderSize, &s.Writable)
-	if fixed > 0 {
-		alloc(fixed, &s.Writable)
+	if op == OpForget {
+		s.want = 0 // it has no reply
+	} else {
+		s.reply = alloc(outHeaderSize, &s.Writable)
 	}
-	if err == nil {
-		s.pages, err = mem.Pages(nil, (pages+PageSize-1)/PageSize)
+	if fixed > 0 {
+		s.body = alloc(fixed, &s.Writable)
+	}
+	if err == nil { // a request has pages on one side only
+		s.pages, err = mem.Pages(nil, (pages+data+PageSize-1)/PageSize)
 	}
 	for i, p := range s.pages {
-		p.Bytes = p.Bytes[:min(PageSize, pages-i*PageSize)]
-		s.Writable = append(s.Writable, p)
+		p.Bytes = p.Bytes[:min(PageSize, pages+data-i*PageSize)]
+		if data > 0 {
+			pattern(p.Bytes, byte(i))
+			s.Readable = append(s.Readable, p)
+		} else {
+			s.Writable = append(s.Writable, p)
+		}
 	}
 	if err != nil {
 		s.free(mem)
@@ -168,10 +220,24 @@ func newLoadSlot(mem *Memory, load *Load) (*loadSlot, error) {
 	return s, nil
 }
 
+// pattern writes something that is no hole and differs by page.
+func pattern(b []byte, seed byte) {
+	for i := range b {
+		b[i] = seed + byte(i)
+	}
+}
+
 func (s *loadSlot) free(mem *Memory) {
-	plain := s.Writable[:len(s.Writable)-len(s.pages)]
-	for _, b := range append(plain, s.Readable...) {
-		mem.Free(b)
+	pages := map[uint64]bool{}
+	for _, p := range s.pages {
+		pages[p.GPA] = true
+	}
+	for _, list := range [][]Buffer{s.Readable, s.Writable} {
+		for _, b := range list {
+			if !pages[b.GPA] {
+				mem.Free(b)
+			}
+		}
 	}
 	mem.FreePages(s.pages)
 	mem.Free(s.table)
@@ -182,19 +248,27 @@ func (s *loadSlot) free(mem *Memory) {
 // the machine has to be stopped first.
 func (l *Loader) Close() {
 	for _, w := range l.workers {
-		for _, s := range w.slots {
-			s.free(l.vm.Memory)
+		for _, u := range w.units {
+			for _, s := range u.steps {
+				s.free(l.vm.Memory)
+			}
 		}
-		w.slots = nil
+		w.units = nil
 	}
 }
 
-// Run sends count requests or, if count is 0, as many as fit into duration. When
-// ctx ends, Run ends with what is then in flight unanswered.
+// Run sends count requests or, if count is 0, as many as fit into duration; with
+// Files it goes once through all of them. When ctx ends, Run ends with what is then in flight unanswered.
 func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) (*Result, error) {
 	r := &Result{}
 	var back time.Duration
 	var err error
+	if l.load.Files != nil {
+		count = uint64(l.load.Files.Count)
+		if err := l.load.Files.begin(l.load.Op); err != nil {
+			return nil, err
+		}
+	}
 	if l.load.PID != 0 {
 		if back, err = ProcessCPU(l.load.PID); err != nil {
 			return nil, err
@@ -248,21 +322,24 @@ func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) 
 // there is nothing to do.
 func (w *loadWorker) run(count uint64, timed bool, duration time.Duration) error {
 	w.hist = Histogram{}
-	w.idle = append(w.idle[:0], w.slots...)
+	w.idle = append(w.idle[:0], w.units...)
+	w.file = 0
 	now := time.Since(w.epoch)
 	end := now + duration
 	var sent, done uint64
 	w.queue.DisableCalls()
 	for {
 		for len(w.idle) > 0 && (timed && now < end || !timed && sent < count) {
-			s := w.idle[len(w.idle)-1]
+			u := w.idle[len(w.idle)-1]
 			w.idle = w.idle[:len(w.idle)-1]
-			w.prepare(s)
-			if err := w.queue.Submit(&s.Chain); err != nil {
+			u.at, u.file = 0, w.file
+			w.file++
+			u.since = time.Since(w.epoch)
+			if err := w.send(u); err != nil {
 				return err
 			}
 			sent++
-			now = s.since
+			now = u.since
 		}
 		if sent == done {
 			return nil
@@ -288,39 +365,74 @@ func (w *loadWorker) run(count uint64, timed bool, duration time.Duration) error
 			if err := w.check(s); err != nil {
 				return err
 			}
-			w.hist.Add(now - s.since)
-			w.idle = append(w.idle, s)
+			u := s.unit
+			if w.load.Files != nil {
+				w.load.Files.took(s)
+			}
+			if u.at++; u.at < len(u.steps) {
+				if err := w.send(u); err != nil {
+					return err
+				}
+				continue
+			}
+			w.hist.Add(now - u.since)
+			w.idle = append(w.idle, u)
 			done++
 		}
 	}
 }
 
-// prepare makes the slot's request the next one.
-func (w *loadWorker) prepare(s *loadSlot) {
+// send sends the unit's next request.
+func (w *loadWorker) send(u *loadUnit) error {
+	s := u.steps[u.at]
 	w.unique += 2
 	s.unique = w.unique
 	binary.LittleEndian.PutUint64(s.head[8:], s.unique)
-	if w.load.Op == OpRead {
-		if w.offset+uint64(w.load.Size) > w.load.FileSize {
-			w.offset = 0
-		}
-		binary.LittleEndian.PutUint64(s.args[8:], w.offset)
-		w.offset += uint64(w.load.Size)
+	switch {
+	case w.load.Files != nil:
+		w.load.Files.prepare(s)
+	case s.op == OpRead || s.op == OpWrite:
+		binary.LittleEndian.PutUint64(s.args[8:], w.place())
 	}
-	s.since = time.Since(w.epoch)
+	return w.queue.Submit(&s.Chain)
+}
+
+// place is where the next READ or WRITE goes.
+func (w *loadWorker) place() uint64 {
+	size := uint64(w.load.Size)
+	if w.load.Random {
+		w.random ^= w.random << 13 // xorshift: the same places in every run
+		w.random ^= w.random >> 7
+		w.random ^= w.random << 17
+		return w.random % (w.load.FileSize / size) * size
+	}
+	if w.offset+size > w.load.FileSize {
+		w.offset = 0
+	}
+	at := w.offset
+	w.offset += size
+	return at
 }
 
 // check holds the reply's header against what a good reply is.
 func (w *loadWorker) check(s *loadSlot) error {
 	le := binary.LittleEndian
+	if s.op == OpForget {
+		if s.Used() != 0 {
+			return violation("load: a FORGET was answered with %d bytes", s.Used())
+		}
+		return nil
+	}
 	length, errno, unique := le.Uint32(s.reply), int32(le.Uint32(s.reply[4:])), le.Uint64(s.reply[8:])
 	switch {
 	case unique != s.unique:
 		return violation("load: unique %d was answered with %d", s.unique, unique)
 	case errno != 0:
-		return fmt.Errorf("load: %v was answered with errno %d", w.load.Op, -errno)
+		return fmt.Errorf("load: %v was answered with errno %d", s.op, -errno)
 	case length != s.want || s.Used() != s.want:
 		return violation("load: a reply of %d bytes (used.len %d), not %d", length, s.Used(), s.want)
+	case s.op == OpWrite && int(le.Uint32(s.body)) != int(le.Uint32(s.args[16:])):
+		return violation("load: a WRITE of %d bytes took %d", le.Uint32(s.args[16:]), le.Uint32(s.body))
 	}
 	return nil
 }

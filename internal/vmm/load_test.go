@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func TestVirtiofsdLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	open, err := c.Open(ctx, file.NodeID, 0)
+	open, err := c.Open(ctx, file.NodeID, syscall.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,6 +41,8 @@ func TestVirtiofsdLoad(t *testing.T) {
 		{Op: vmm.OpRead, NodeID: file.NodeID, Fh: open.Fh, Size: 4096, FileSize: 4 << 20, InFlight: 16},
 		{Op: vmm.OpRead, NodeID: file.NodeID, Fh: open.Fh, Size: 128 << 10, FileSize: 4 << 20, InFlight: 4},
 		{Op: vmm.OpRead, NodeID: file.NodeID, Fh: open.Fh, Size: 1 << 20, FileSize: 4 << 20},
+		{Op: vmm.OpWrite, NodeID: file.NodeID, Fh: open.Fh, Size: 4096, FileSize: 4 << 20, InFlight: 16, Random: true},
+		{Op: vmm.OpWrite, NodeID: file.NodeID, Fh: open.Fh, Size: 1 << 20, FileSize: 4 << 20, InFlight: 2},
 	}
 	for _, load := range loads {
 		t.Run(fmt.Sprintf("%v %d in flight %d", load.Op, load.Size, load.InFlight), func(t *testing.T) {
@@ -62,6 +65,69 @@ func TestVirtiofsdLoad(t *testing.T) {
 			}
 			t.Logf("%.0f/s p50 %v p99 %v front %v kicks %d calls %d", r.Rate(), p50, p99, r.Per(r.Front), r.Kicks, r.Calls)
 		})
+	}
+	if err := vm.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestVirtiofsdFiles: the loads of small files leave on the host what they say.
+func TestVirtiofsdFiles(t *testing.T) {
+	dir := t.TempDir()
+	ctx := testContext(t)
+	vm, err := vmm.Dial(ctx, startVirtiofsd(t, dir), vmm.Options{Patient: true, Wait: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Kill()
+	if _, err := vm.Mount(ctx, vmm.Linux72); err != nil {
+		t.Fatal(err)
+	}
+	files := &vmm.Files{Dir: vmm.RootID, Prefix: "small", Count: 100, Size: 1000}
+	run := func(op vmm.Opcode) error {
+		t.Helper()
+		l, err := vm.NewLoader(vmm.Load{Op: op, Files: files, InFlight: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		r, err := l.Run(ctx, 0, 0)
+		if err == nil && r.Requests != 100 {
+			t.Errorf("%v: %d files were counted, want 100", op, r.Requests)
+		}
+		return err
+	}
+	if err := run(vmm.OpUnlink); err == nil {
+		t.Error("a load that removes files which were never made has begun")
+	}
+	for range 2 {
+		for _, step := range []struct {
+			op    vmm.Opcode
+			names string // format of the names, of which there are 100
+		}{{vmm.OpCreate, "small-a-%08d"}, {vmm.OpRename, "small-b-%08d"}, {vmm.OpUnlink, ""}} {
+			if err := run(step.op); err != nil {
+				t.Fatal(err)
+			}
+			list, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if step.names == "" {
+				if len(list) != 0 {
+					t.Errorf("%d files are left", len(list))
+				}
+				continue
+			}
+			if len(list) != 100 {
+				t.Fatalf("%v: %d files, want 100", step.op, len(list))
+			}
+			for i, e := range list {
+				b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+				if want := fmt.Sprintf(step.names, i); e.Name() != want || err != nil || len(b) != 1000 || b[999] != 231 {
+					t.Fatalf("%v: file %d is %q with %d bytes, %v; want %q with 1000", step.op, i, e.Name(), len(b), err, want)
+				}
+			}
+		}
 	}
 	if err := vm.Close(); err != nil {
 		t.Error(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -25,12 +26,16 @@ type backend struct {
 	file   vmm.Entry
 	fh     uint64
 	parent uint64
-	base   string // name of the file in its folder
+	base   string             // name of the file in its folder
+	sets   map[int]*vmm.Files // by the number in flight
 }
 
 // start runs a back-end in dir and mounts what it serves.
 func start(ctx context.Context, b spec, dir, served, file string) (*backend, error) {
 	sock := filepath.Join(dir, b.name+".sock")
+	if b.dir != "" {
+		served = b.dir
+	}
 	argv := make([]string, len(b.argv))
 	for i, a := range b.argv {
 		argv[i] = strings.NewReplacer("{sock}", sock, "{dir}", served).Replace(a)
@@ -93,7 +98,10 @@ func (b *backend) mount(ctx context.Context, sock, file string) (err error) {
 	if b.file, err = c.Lookup(ctx, b.parent, name); err != nil || b.file.NodeID == 0 {
 		return fmt.Errorf("find %s: %w", file, err)
 	}
-	open, err := c.Open(ctx, b.file.NodeID, 0)
+	open, err := c.Open(ctx, b.file.NodeID, syscall.O_RDWR)
+	if errors.Is(err, syscall.EROFS) {
+		open, err = c.Open(ctx, b.file.NodeID, syscall.O_RDONLY)
+	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w", file, err)
 	}
@@ -115,13 +123,27 @@ func (b *backend) close() {
 }
 
 // loader prepares one kind of load.
-func (b *backend) loader(r row) (*vmm.Loader, error) {
+func (b *backend) loader(r row, count int) (*vmm.Loader, error) {
 	load := vmm.Load{
-		Op: r.op, NodeID: b.file.NodeID, Size: r.size, FileSize: b.file.Attr.Size, Fh: b.fh,
+		Op: r.op, NodeID: b.file.NodeID, Size: r.size, FileSize: b.file.Attr.Size, Fh: b.fh, Random: r.kind == random,
 		InFlight: r.inFlight, Queues: r.queues, PID: b.pid,
 	}
-	if r.op == vmm.OpLookup {
+	switch {
+	case r.kind == files:
+		load.Files = b.fileSet(r.inFlight, count)
+	case r.op == vmm.OpLookup:
 		load.NodeID, load.Name = b.parent, b.base
 	}
 	return b.vm.NewLoader(load)
+}
+
+// fileSet is the set of the rows with so many in flight: all of them use one.
+func (b *backend) fileSet(inFlight, count int) *vmm.Files {
+	if b.sets == nil {
+		b.sets = map[int]*vmm.Files{}
+	}
+	if b.sets[inFlight] == nil {
+		b.sets[inFlight] = &vmm.Files{Dir: b.parent, Prefix: fmt.Sprintf("small-%d", inFlight), Count: count, Size: smallFile}
+	}
+	return b.sets[inFlight]
 }

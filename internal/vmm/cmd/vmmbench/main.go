@@ -2,6 +2,7 @@
 // with one front-end, internal/vmm: no guest and no hypervisor stand between.
 //
 //	vmmbench -compare -rafsd bin/rafsd
+//	vmmbench -compare -passthrough -rafsd bin/rafsd
 //	vmmbench -dir /srv -file big -backend 'a=virtiofsd --socket-path {sock} --shared-dir {dir}' -null
 //
 // It measures in rounds; in each, every back-end gets each kind of load once, in
@@ -30,10 +31,13 @@ import (
 // settings are the command line.
 type settings struct {
 	compare  bool
+	through  bool
+	files    int
 	rafsd    string
 	backends []spec
 	null     bool
 	base     string
+	work     string
 	dir      string
 	file     string
 	rounds   int
@@ -50,6 +54,7 @@ type spec struct {
 	queues int
 	argv   []string
 	env    []string
+	dir    string // what it serves, if not what all do
 }
 
 func main() {
@@ -73,6 +78,9 @@ func parse(args []string) (*settings, error) {
 	s := &settings{}
 	f := flag.NewFlagSet("vmmbench", flag.ContinueOnError)
 	f.BoolVar(&s.compare, "compare", false, "make a file and an image of it, and compare rafsd, virtiofsd and the null back-end")
+	f.BoolVar(&s.through, "passthrough", false, "with -compare: both share the same kind of folder, and are written to, with each cache mode")
+	f.IntVar(&s.files, "files", 10_000, "how many small files are made, renamed and removed in each round of -passthrough")
+	f.StringVar(&s.work, "work", "", "the `folder` below which everything is made (default that of temporary files)")
 	f.StringVar(&s.rafsd, "rafsd", "", "the `program` to compare")
 	f.Func("backend", "a back-end, `NAME[@QUEUES]=ARGV` with {sock} and {dir}; may be repeated", func(v string) error {
 		b, err := parseSpec(v)
@@ -86,7 +94,7 @@ func parse(args []string) (*settings, error) {
 	f.IntVar(&s.rounds, "rounds", 11, "how many rounds, the first of which does not count")
 	f.DurationVar(&s.time, "time", 300*time.Millisecond, "how long each load runs in each round")
 	queues := f.String("queues", "1", "request queues to measure with, a `list` such as 1,4")
-	f.StringVar(&s.only, "only", "", "measure only loads whose name begins with this `prefix`")
+	f.StringVar(&s.only, "only", "", "measure only loads whose name begins with this `prefix`; files: those of small files")
 	f.StringVar(&s.csv, "csv", "", "write every sample to this `file`")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -105,6 +113,10 @@ func parse(args []string) (*settings, error) {
 		return nil, fmt.Errorf("-rounds %d: the first does not count, so at least 2", s.rounds)
 	case s.compare && s.rafsd == "":
 		return nil, errors.New("-compare needs -rafsd")
+	case s.through && !s.compare:
+		return nil, errors.New("-passthrough is a kind of -compare")
+	case s.files < 1:
+		return nil, fmt.Errorf("-files %d: at least 1", s.files)
 	case !s.compare && len(s.backends) == 0 && !s.null:
 		return nil, errors.New("nothing to measure: -compare, -backend or -null")
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,7 +30,7 @@ func TestParse(t *testing.T) {
 	if b.name != "a" || b.queues != 4 || strings.Join(b.argv, "|") != "prog|--x|{sock}" || len(s.queues) != 2 || s.queues[1] != 4 {
 		t.Errorf("parse = %+v", s)
 	}
-	for _, bad := range []string{"", "-compare", "-null -rounds 1", "-null -queues 0", "-null -queues x", "-null stray", "-backend =x", "-backend a=", "-backend a@b=c"} {
+	for _, bad := range []string{"", "-compare", "-null -rounds 1", "-null -queues 0", "-null -queues x", "-null stray", "-null -passthrough", "-null -files 0", "-backend =x", "-backend a=", "-backend a@b=c"} {
 		if _, err := parse(strings.Fields(bad)); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
@@ -51,6 +52,43 @@ func TestRun(t *testing.T) {
 	}
 	if lines := strings.Count(string(b), "\n"); lines != 1+4 {
 		t.Errorf("%d lines of samples, want a header and 4:\n%s", lines, b)
+	}
+}
+
+// TestPassthrough compares real servers of a shared folder for a moment.
+func TestPassthrough(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	rafsd := filepath.Join(dir, "rafsd")
+	build := exec.CommandContext(ctx, "go", "build", "-o", rafsd, "../../../../cmd/rafsd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, said)
+	}
+	out := filepath.Join(dir, "samples.csv")
+	err := run(ctx, &settings{
+		compare: true, through: true, rafsd: rafsd, work: dir, file: "big", files: 20,
+		rounds: 2, time: time.Millisecond, queues: []int{1}, csv: out,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range cacheModes {
+		want := len(rows(1)) + len(writeRows())
+		if got := strings.Count(string(b), ",rafsd-"+mode+","); got != want {
+			t.Errorf("%d samples of rafsd with cache %s, want %d", got, mode, want)
+		}
+		if got := strings.Count(string(b), ",virtiofsd-"+mode+","); got != want && got != 0 {
+			t.Errorf("%d samples of virtiofsd with cache %s, want %d", got, mode, want)
+		}
+	}
+	if !strings.Contains(string(b), ",virtiofsd-") {
+		t.Skip("SKIPPED, NOTHING COMPARED: no virtiofsd could be had")
 	}
 }
 

@@ -17,10 +17,29 @@ type row struct {
 	size     int
 	inFlight int
 	queues   int
+	kind     kind
 }
+
+// kind says what a row needs.
+type kind int
+
+const (
+	plain  kind = iota
+	random      // goes about in the file at random
+	files       // makes, renames or removes small files
+)
+
+// smallFile is the size of a small file.
+const smallFile = 1 << 10
 
 func (r row) String() string {
 	s := r.op.String()
+	switch r.kind {
+	case random:
+		s = "random " + s
+	case files:
+		s += " of files"
+	}
 	if r.size >= 1<<20 {
 		s += fmt.Sprintf(" %d MiB", r.size>>20)
 	} else if r.size > 0 {
@@ -36,11 +55,23 @@ func (r row) String() string {
 // rows are the kinds of load, for one number of queues.
 func rows(queues int) []row {
 	return []row{
-		{vmm.OpGetattr, 0, 1, queues}, {vmm.OpGetattr, 0, 16, queues},
-		{vmm.OpLookup, 0, 1, queues}, {vmm.OpLookup, 0, 16, queues},
-		{vmm.OpRead, 4 << 10, 1, queues}, {vmm.OpRead, 4 << 10, 16, queues},
-		{vmm.OpRead, 128 << 10, 1, queues}, {vmm.OpRead, 128 << 10, 4, queues},
-		{vmm.OpRead, 1 << 20, 1, queues}, {vmm.OpRead, 1 << 20, 4, queues},
+		{vmm.OpGetattr, 0, 1, queues, plain}, {vmm.OpGetattr, 0, 16, queues, plain},
+		{vmm.OpLookup, 0, 1, queues, plain}, {vmm.OpLookup, 0, 16, queues, plain},
+		{vmm.OpRead, 4 << 10, 1, queues, plain}, {vmm.OpRead, 4 << 10, 16, queues, plain},
+		{vmm.OpRead, 128 << 10, 1, queues, plain}, {vmm.OpRead, 128 << 10, 4, queues, plain},
+		{vmm.OpRead, 1 << 20, 1, queues, plain}, {vmm.OpRead, 1 << 20, 4, queues, plain},
+	}
+}
+
+// writeRows are the kinds of load that change a shared folder. Those of files come
+// in the order in which they need each other.
+func writeRows() []row {
+	return []row{
+		{vmm.OpWrite, 4 << 10, 1, 1, random}, {vmm.OpWrite, 4 << 10, 16, 1, random},
+		{vmm.OpWrite, 128 << 10, 1, 1, plain}, {vmm.OpWrite, 128 << 10, 4, 1, plain},
+		{vmm.OpWrite, 1 << 20, 1, 1, plain}, {vmm.OpWrite, 1 << 20, 4, 1, plain},
+		{vmm.OpCreate, smallFile, 1, 1, files}, {vmm.OpRename, 0, 1, 1, files}, {vmm.OpUnlink, 0, 1, 1, files},
+		{vmm.OpCreate, smallFile, 16, 1, files}, {vmm.OpRename, 0, 16, 1, files}, {vmm.OpUnlink, 0, 16, 1, files},
 	}
 }
 
@@ -52,18 +83,40 @@ type sample struct {
 	*vmm.Result
 }
 
-// run starts the back-ends, measures, and reports.
+// run starts the back-ends, measures, and reports; once for each cache mode that
+// is compared.
 func run(ctx context.Context, s *settings) error {
-	work, err := os.MkdirTemp("", "vmmbench-")
+	work, err := os.MkdirTemp(s.work, "vmmbench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
+	if s.through {
+		return s.shareBoth(ctx, work)
+	}
 	if s.compare {
 		if err := s.prepare(ctx, work); err != nil {
 			return err
 		}
 	}
+	var plan []row
+	for _, q := range s.queues {
+		plan = append(plan, rows(q)...)
+	}
+	samples, base, err := s.session(ctx, work, plan)
+	if err != nil {
+		return err
+	}
+	if s.csv != "" {
+		if err := writeCSV(s.csv, samples); err != nil {
+			return err
+		}
+	}
+	return report(os.Stdout, samples, base)
+}
+
+// session starts all back-ends and measures the rows that were asked for.
+func (s *settings) session(ctx context.Context, work string, plan []row) (samples []sample, base string, err error) {
 	var list []*backend
 	defer func() {
 		for _, b := range list {
@@ -73,27 +126,22 @@ func run(ctx context.Context, s *settings) error {
 	for _, b := range s.backends {
 		started, err := start(ctx, b, work, s.dir, s.file)
 		if err != nil {
-			return err
+			return nil, "", err
 		}
 		list = append(list, started)
 	}
 	if s.null {
 		b, err := startNull(ctx, work, slices.Max(s.queues))
 		if err != nil {
-			return err
+			return nil, "", err
 		}
 		list = append(list, b)
 	}
-	samples, err := measure(ctx, s, list)
-	if err != nil {
-		return err
-	}
-	if s.csv != "" {
-		if err := writeCSV(s.csv, samples); err != nil {
-			return err
-		}
-	}
-	return report(os.Stdout, samples, s.baseName(list))
+	plan = slices.DeleteFunc(plan, func(r row) bool {
+		return !strings.HasPrefix(r.String(), s.only) && (r.kind != files || !strings.HasPrefix("files", s.only))
+	})
+	samples, err = measure(ctx, s, list, plan)
+	return samples, s.baseName(list), err
 }
 
 // baseName is the back-end that the others are held against.
@@ -110,15 +158,7 @@ func (s *settings) baseName(list []*backend) string {
 }
 
 // measure runs all rounds and leaves the first one out of what it returns.
-func measure(ctx context.Context, s *settings, list []*backend) ([]sample, error) {
-	var plan []row
-	for _, q := range s.queues {
-		for _, r := range rows(q) {
-			if strings.HasPrefix(r.String(), s.only) {
-				plan = append(plan, r)
-			}
-		}
-	}
+func measure(ctx context.Context, s *settings, list []*backend, plan []row) ([]sample, error) {
 	type key struct {
 		b *backend
 		r row
@@ -134,12 +174,15 @@ func measure(ctx context.Context, s *settings, list []*backend) ([]sample, error
 			if r.queues > b.queues {
 				continue
 			}
-			l, err := b.loader(r)
+			l, err := b.loader(r, s.files)
 			if err != nil {
 				return nil, fmt.Errorf("%s, %v: %w", b.name, r, err)
 			}
 			loaders[key{b, r}] = l
 		}
+	}
+	if len(loaders) == 0 {
+		return nil, fmt.Errorf("no load begins with %q", s.only)
 	}
 	total := time.Duration(s.rounds*len(loaders)) * s.time
 	fmt.Printf("%d rounds of %d loads, about %v\n", s.rounds, len(loaders), total.Round(time.Second))
@@ -152,7 +195,7 @@ func measure(ctx context.Context, s *settings, list []*backend) ([]sample, error
 				if l == nil {
 					continue
 				}
-				limit, cancel := context.WithTimeout(ctx, s.time+20*time.Second)
+				limit, cancel := context.WithTimeout(ctx, s.time+time.Minute)
 				result, err := l.Run(limit, 0, s.time)
 				cancel()
 				if err != nil {
