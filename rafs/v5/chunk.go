@@ -17,6 +17,7 @@ type chunkIndex struct {
 	// records by ascending stored offset, each offset once: a chunk's index is
 	// its rank. nil for other blobs.
 	ranked [][]uint32
+	err    error // why there is none: found once, told at each use
 }
 
 // Parts of a chunk record that describe the chunk; the rest (file offset, index,
@@ -53,12 +54,12 @@ func (im *Image) eachChunk(f func(off uint64)) error {
 // chunkIndex returns the index of chunk records, making it on the first call.
 func (im *Image) chunkIndex() (*chunkIndex, error) {
 	if x := im.index.Load(); x != nil {
-		return x, nil
+		return x, x.err
 	}
 	im.indexMu.Lock()
 	defer im.indexMu.Unlock()
 	if x := im.index.Load(); x != nil {
-		return x, nil
+		return x, x.err
 	}
 	x := &chunkIndex{ranked: make([][]uint32, len(im.blobs))}
 	for i := range im.blobs {
@@ -79,10 +80,10 @@ func (im *Image) chunkIndex() (*chunkIndex, error) {
 		err = im.rank(x)
 	}
 	if err != nil {
-		return nil, err
+		x = &chunkIndex{err: err}
 	}
 	im.index.Store(x)
-	return x, nil
+	return x, err
 }
 
 // rank sorts the records of blobs without chunk indexes.

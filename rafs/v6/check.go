@@ -129,13 +129,9 @@ func (c *checker) tarChunks() {
 		return
 	}
 	var spans []rafs.ChunkSpan
-	for blob := range c.im.blobs {
-		for index := range x.refs.Len(blob) {
-			if ref, ok := x.refs.Lookup(uint32(blob), index); ok {
-				spans = append(spans, rafs.ChunkSpan{
-					Off: x.tar[ref].off(), Size: x.tar[ref].size, Blob: uint32(blob), Index: index, Ref: ref,
-				})
-			}
+	for i := range x.tar {
+		if t := &x.tar[i]; t.size > 0 {
+			spans = append(spans, rafs.ChunkSpan{Off: t.off(), Size: t.size, Blob: t.blob, Index: t.index, Ref: uint32(i)})
 		}
 	}
 	rafs.Overlapping(spans, func(a, b rafs.ChunkSpan) bool {

@@ -39,24 +39,25 @@ func (im *Image) address(n *inode, i uint64) (address, error) {
 type chunkIndex struct {
 	refs *rafs.ChunkIndex // to records of the chunk table, or to tar
 	tar  []tarChunk       // of images of tar files
+	err  error            // why there is none: found once, told at each use
 }
 
 // chunkIndex returns the index of chunks, making it on the first call.
 func (im *Image) chunkIndex() (*chunkIndex, error) {
 	if x := im.index.Load(); x != nil {
-		return x, nil
+		return x, x.err
 	}
 	im.indexMu.Lock()
 	defer im.indexMu.Unlock()
 	if x := im.index.Load(); x != nil {
-		return x, nil
+		return x, x.err
 	}
 	x, err := im.makeIndex()
 	if err != nil {
-		return nil, err
+		x = &chunkIndex{err: err}
 	}
 	im.index.Store(x)
-	return x, nil
+	return x, err
 }
 
 func (im *Image) makeIndex() (*chunkIndex, error) {

@@ -8,7 +8,7 @@ import "github.com/rafsd/rafsd/rafs"
 // chunk table holds one useless record for each blob.
 
 // tarChunk is a chunk of a tar: what one address of one file says.
-type tarChunk struct{ block, size uint32 }
+type tarChunk struct{ blob, index, block, size uint32 }
 
 func (c *tarChunk) off() uint64 { return uint64(c.block) << tarBits }
 
@@ -26,12 +26,8 @@ func (im *Image) isTar() bool { return im.blockBits == tarBits }
 // are left out: they are damage where they are used. The address lists of a
 // sound image do not overlap, which bounds the work and the memory.
 func (im *Image) tarIndex() (*chunkIndex, error) {
-	type named struct {
-		blob, index uint32
-	}
 	var (
 		x      chunkIndex
-		names  []named
 		n      inode
 		linked = map[uint64]struct{}{} // files of several names that were seen
 		budget = uint64(len(im.data)) / chunkAddressSize
@@ -57,8 +53,7 @@ func (im *Image) tarIndex() (*chunkIndex, error) {
 			if err != nil || addr.off+size > im.blobs[addr.blob].UncompressedSize {
 				continue
 			}
-			names = append(names, named{addr.blob, addr.index})
-			x.tar = append(x.tar, tarChunk{uint32(addr.off >> tarBits), uint32(size)})
+			x.tar = append(x.tar, tarChunk{addr.blob, addr.index, uint32(addr.off >> tarBits), uint32(size)})
 		}
 		return nil
 	})
@@ -66,7 +61,7 @@ func (im *Image) tarIndex() (*chunkIndex, error) {
 		return nil, err
 	}
 	x.refs, err = rafs.BuildChunkIndex(len(im.blobs), func(yield func(blob, index, ref uint32)) error {
-		for ref, c := range names {
+		for ref, c := range x.tar {
 			yield(c.blob, c.index, uint32(ref))
 		}
 		return nil
