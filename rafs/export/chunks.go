@@ -186,6 +186,9 @@ func (c *BlobChunks) read(ctx context.Context, blob int, b *blobData, k *blobsto
 		c.stored = grow(c.stored, uint32(blobstore.SharedBuffer(k.CompressedSize)))
 		stored := blobstore.SharedBytes(c.stored)
 		if err := b.stream.readAt(ctx, stored, int64(k.CompressedOffset)); err != nil {
+			if c.img.Blobs()[blob].Features&rafs.BlobExternal != 0 {
+				err = fmt.Errorf("an EXTERNAL blob: its data are a foreign object, which must be there under this name: %w", err)
+			}
 			return fault(opFetch, err)
 		}
 		var op string
