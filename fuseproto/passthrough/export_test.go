@@ -1,5 +1,7 @@
 package passthrough
 
+import "unsafe"
+
 // Known returns how many references the guest has to a node.
 func (fs *FS) Known(id uint64) uint64 {
 	s := fs.session.Load()
@@ -12,3 +14,6 @@ func (fs *FS) Known(id uint64) uint64 {
 	defer sh.mu.Unlock()
 	return n.count
 }
+
+// NodeSize is how many bytes a node has.
+const NodeSize = unsafe.Sizeof(node{})

@@ -210,6 +210,7 @@ func errOf(e syscall.Errno) error {
 type vectors struct {
 	segs [][]byte
 	iov  []unix.Iovec
+	high int // how much of iov was ever used since it was taken
 }
 
 // maxVectors is the kernel's UIO_MAXIOV: what is behind it is a transfer of its
@@ -222,9 +223,9 @@ var vectorPool = sync.Pool{New: func() any {
 
 // free gives v back, with no pointer to the guest's memory left in it.
 func (v *vectors) free() {
-	clear(v.segs[:cap(v.segs)])
-	clear(v.iov[:cap(v.iov)])
-	v.segs, v.iov = v.segs[:0], v.iov[:0]
+	clear(v.segs)
+	clear(v.iov[:v.high])
+	v.segs, v.iov, v.high = v.segs[:0], v.iov[:0], 0
 	vectorPool.Put(v)
 }
 
@@ -245,6 +246,7 @@ func (v *vectors) load(segs [][]byte, skip int) (n int) {
 		v.iov = append(v.iov, unix.Iovec{Base: &s[0], Len: uint64(len(s))})
 		n += len(s)
 	}
+	v.high = max(v.high, len(v.iov))
 	return n
 }
 

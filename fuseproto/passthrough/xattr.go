@@ -67,12 +67,15 @@ func (fs *FS) GetXattr(op *fuseproto.Op, id uint64, name []byte, out *fuseproto.
 		return err
 	}
 	defer h.release()
+	// The kernel allocates as much as is asked for: ask for what the guest can
+	// take. If it asks for the length alone, no byte is written.
 	value := buf.b[maxName+1:]
+	value = value[:min(out.Room(), xattrSizeMax)]
 	k, err := fs.getXattr(&h, host, value)
 	if err != nil {
 		return err
 	}
-	_, err = out.Write(value[:k])
+	_, err = out.Write(value[:k:cap(value)])
 	return err
 }
 
@@ -113,17 +116,11 @@ func (fs *FS) ListXattr(op *fuseproto.Op, id uint64, out *fuseproto.Out) error {
 	defer h.release()
 	buf := takeBuffer()
 	defer buf.free()
-	list := buf.b
-	var k int
-	switch {
-	case h.open:
-		k, err = flistxattr(h.fd, list)
-	case fs.xattrs:
-		var self cname
-		self.number(h.fd)
-		k, err = listxattrat(fs.procFD, &self, list)
-	default:
-		k, err = unix.Listxattr(viaProc(h.fd), list)
+	list := buf.b[:1024]
+	k, err := fs.listXattr(&h, list)
+	if err == unix.ERANGE {
+		list = buf.b
+		k, err = fs.listXattr(&h, list)
 	}
 	if err != nil {
 		return err
@@ -150,6 +147,18 @@ func (fs *FS) ListXattr(op *fuseproto.Op, id uint64, out *fuseproto.Out) error {
 		}
 	}
 	return nil
+}
+
+func (fs *FS) listXattr(h *held, list []byte) (int, error) {
+	switch {
+	case h.open:
+		return flistxattr(h.fd, list)
+	case fs.xattrs:
+		var self cname
+		self.number(h.fd)
+		return listxattrat(fs.procFD, &self, list)
+	}
+	return unix.Listxattr(viaProc(h.fd), list)
 }
 
 // setXattrKillSgid is FUSE_SETXATTR_ACL_KILL_SGID.

@@ -86,7 +86,7 @@ func (m *XattrMap) add(fields []string) error {
 			// Names that are prefixed already are hidden behind the prefix; all
 			// others are as they are.
 			m.rules = append(m.rules,
-				xattrRule{xattrBad, true, true, prepend, ""},
+				xattrRule{xattrBad, true, false, prepend, ""},
 				xattrRule{xattrBad, false, true, "", key},
 				xattrRule{xattrOK, true, true, "", ""})
 			return nil
