@@ -40,6 +40,13 @@ func FuzzMeta(f *testing.F) {
 		le.PutUint32(full[4:], features)
 		f.Add(bytes.Clone(full[:64]), true, make([]byte, 48), uint64(0), uint64(0))
 	}
+	for _, s := range v2Samples() {
+		head := s.header()
+		f.Add(head[:64], true, s.plain(), uint64(0), uint64(0))
+		f.Add(head[:64], true, s.plain(), uint64(1<<20), uint64(1<<20))
+		cut := s.plain()
+		f.Add(head[:64], true, cut[:len(cut)-1], uint64(0), uint64(0))
+	}
 	f.Fuzz(func(t *testing.T, head []byte, mend bool, stored []byte, data, space uint64) {
 		if mend {
 			b := make([]byte, meta.HeaderSize)
@@ -54,7 +61,12 @@ func FuzzMeta(f *testing.F) {
 			refused(t, err)
 			return
 		}
-		if h.Entries > meta.MaxChunks || h.Size > meta.MaxSize || h.StoredSize > h.Size || uint64(h.Entries)*16 > h.Size {
+		entry, separate := uint64(16), h.Features&0x10 != 0
+		if h.Features&4 != 0 {
+			entry = 24
+		}
+		if h.Entries > meta.MaxChunks || h.Size > meta.MaxSize || h.StoredSize > h.Size || uint64(h.Entries)*entry+h.ContextsSize > h.Size ||
+			h.Contexts > h.Entries || uint64(h.Contexts)*40 > h.ContextsSize {
 			t.Fatalf("accepted %+v", h)
 		}
 		if faults := h.Contradictions(h); faults != nil {
@@ -75,31 +87,42 @@ func FuzzMeta(f *testing.F) {
 		if uint64(len(stored)) != h.StoredSize || table.Len() != h.Entries {
 			t.Fatalf("%d chunks from %d bytes, the header says %d and %d", table.Len(), len(stored), h.Entries, h.StoredSize)
 		}
-		if data == 0 || data > h.Offset {
-			data = h.Offset
+		end := min(h.Offset, 1<<40+512)
+		if separate { // of another blob
+			end = 1<<40 + 512
+		}
+		if data == 0 || data > end {
+			data = end
 		}
 		if space == 0 || space > 1<<44 {
 			space = 1 << 44
 		}
-		var end uint64
+		var last uint64
 		for i := range table.Len() {
 			var c blobstore.Chunk
 			if err := table.Chunk(i, &c); err != nil {
 				t.Fatal(err)
 			}
 			switch {
-			case c.CompressedSize == 0 || c.UncompressedSize == 0 || c.CompressedSize > 1<<24 || c.UncompressedSize > 1<<24:
+			case c.CompressedSize == 0 || c.UncompressedSize == 0 || c.CompressedSize > blobstore.MaxStoredSize || c.UncompressedSize > 1<<24:
 				t.Fatalf("chunk %d has no possible size: %+v", i, c)
 			case c.CompressedOffset+uint64(c.CompressedSize) > data:
 				t.Fatalf("chunk %d ends beyond %d: %+v", i, data, c)
 			case c.UncompressedOffset+uint64(c.UncompressedSize) > (space+4095)/4096*4096:
 				t.Fatalf("chunk %d ends beyond %d uncompressed: %+v", i, space, c)
-			case c.UncompressedOffset < end || c.UncompressedOffset%4096 != 0:
-				t.Fatalf("chunk %d begins before %d: %+v", i, end, c)
-			case (c.Flags&blobstore.ChunkCompressed != 0) != (c.CompressedSize != c.UncompressedSize):
+			case c.UncompressedOffset < last || c.UncompressedOffset%4096 != 0:
+				t.Fatalf("chunk %d begins before %d: %+v", i, last, c)
+			}
+			last = c.UncompressedOffset + uint64(c.UncompressedSize)
+			if c.Flags&blobstore.ChunkShared != 0 {
+				sharesSoundly(t, table, &c)
+			}
+			if entry == 24 {
+				continue
+			}
+			if (c.Flags&blobstore.ChunkCompressed != 0) != (c.CompressedSize != c.UncompressedSize) {
 				t.Fatalf("chunk %d has the flags of another: %+v", i, c)
 			}
-			end = c.UncompressedOffset + uint64(c.UncompressedSize)
 			if h.Compressor == codec.None {
 				want := bytes.Clone(stored[i*16:][:16])
 				want[0] = 0 // reserved
@@ -112,6 +135,24 @@ func FuzzMeta(f *testing.F) {
 			t.Fatalf("a chunk behind the last: %v", err)
 		}
 	})
+}
+
+// sharesSoundly: the context of a chunk holds it, and its window is one that an
+// inflater takes.
+func sharesSoundly(t *testing.T, table *meta.Table, c *blobstore.Chunk) {
+	t.Helper()
+	var x blobstore.Context
+	if err := table.Context(c.Context, &x); err != nil {
+		t.Fatalf("context of %+v: %v", c, err)
+	}
+	switch {
+	case x.Size > codec.MaxChunk || uint64(c.ContextOffset)+uint64(c.UncompressedSize) > uint64(x.Size):
+		t.Fatalf("%+v is not inside its context of %d bytes", c, x.Size)
+	case x.Inflate != (c.Flags&blobstore.ChunkZran != 0):
+		t.Fatalf("%+v in a context of the other kind", c)
+	case len(x.Window.Dict) > codec.WindowSize || x.Window.Bits > 7:
+		t.Fatalf("window of %d bytes and %d bits", len(x.Window.Dict), x.Window.Bits)
+	}
 }
 
 // refused wants one of the two kinds of refusal.

@@ -43,6 +43,11 @@ func (p *Place) Load(ctx context.Context, src Source, alloc func(n uint64) ([]by
 	if h.StoredSize > h.Size || h.Size > MaxSize || h.Offset > maxOffset || h.StoredSize == 0 {
 		return nil, one(badTable(nil, "%d bytes stored in %d at %d, the limit is %d", h.Size, h.StoredSize, h.Offset, uint64(MaxSize)))
 	}
+	// Chunks begin at multiples of 4 KiB, so their number, and with it the number of
+	// contexts, is bounded by the size of what they are chunks of.
+	if space := p.Bounds.Uncompressed; space != 0 && h.Features&featureChunkdict == 0 && uint64(h.Entries) > (space+4095)/4096 {
+		return nil, one(badTable(nil, "%d chunks in %d bytes", h.Entries, space))
+	}
 	stored, err := p.read(ctx, src, h.Offset, h.StoredSize+HeaderSize)
 	if err != nil {
 		return nil, one(err)
