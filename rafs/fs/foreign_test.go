@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -192,5 +193,85 @@ func TestOldCacheThatLies(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestMutantOldCaches: whatever is in the files of an old cache, a file that is
+// read is right, since the backend has it too.
+func TestMutantOldCaches(t *testing.T) {
+	rounds := 12
+	if os.Getenv("RAFSD_LONG") == "1" {
+		rounds = 100_000 / 4
+	}
+	dir := corpus.Dir(t)
+	for _, name := range []string{
+		"v5-dir-lz4-16k-dict.full", "v6-dir-zstd-16k-dict.partial", "v6-dir-zstd-64k-batch16k-dict.partial", "v6-targz-ref-16k-dict.partial",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			variant, _, _ := strings.Cut(name, ".")
+			want, err := manifest.ReadFile(rafstest.Variants(t, dir)[variant])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sound := oldCache(t, name)
+			for seed := range uint64(rounds) {
+				work := filepath.Join(t.TempDir(), "work")
+				if err := os.CopyFS(work, os.DirFS(sound)); err != nil {
+					t.Fatal(err)
+				}
+				mutateCache(t, work, seed)
+				s := openStore(t, filepath.Join(dir, "images", variant, "blobs"), work)
+				f := openThrough(t, s, rafstest.Bootstrap(t, dir, variant))
+				if diff := manifest.Compare(tree(t, f, 32<<10), want, manifest.Options{MountTimes: manifest.MountTimesEpoch}); !diff.Equal() {
+					t.Errorf("seed %d:\n%s", seed, diff)
+				}
+				if err := errors.Join(f.Close(), s.Close(), os.RemoveAll(work)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// mutateCache breaks one or two files of a cache folder.
+func mutateCache(t *testing.T, work string, seed uint64) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 5))
+	files, err := filepath.Glob(filepath.Join(work, "*.blob.*"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for range 1 + rng.IntN(2) {
+		path := files[rng.IntN(len(files))]
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := len(b)
+		switch kind := rng.IntN(6); {
+		case kind == 0 || n < 8192:
+			b = b[:rng.IntN(n+1)]
+		case kind == 1:
+			b = append(b, make([]byte, rng.IntN(1<<16))...)
+		case kind == 2:
+			for range 1 + rng.IntN(100) {
+				b[rng.IntN(n)] ^= 1 << rng.IntN(8)
+			}
+		case kind == 3: // pages change places
+			i, k := rng.IntN(n/4096)*4096, rng.IntN(n/4096)*4096
+			page := append([]byte(nil), b[i:i+4096]...)
+			copy(b[i:i+4096], b[k:k+4096])
+			copy(b[k:k+4096], page)
+		case kind == 4:
+			clear(b[rng.IntN(n):])
+		default: // entries and contexts of chunk information are at its begin
+			for range 1 + rng.IntN(4) {
+				b[rng.IntN(min(n, 900))] = byte(rng.Uint32())
+			}
+		}
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
