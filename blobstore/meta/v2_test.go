@@ -66,16 +66,16 @@ func v2Samples() map[string]*v2Sample {
 			entryOf(12288, 16, encrypted, 318, 16, 0),
 		}, nil, nil},
 		"batch": {0x40000085, [][3]uint64{
-			entryOf(0, 10, batch|compressed, 0, 0, 0<<32|0),
-			entryOf(4096, 20, batch|compressed, 0, 0, 0<<32|10),
+			entryOf(0, 10, batch|compressed, 0, 0, 0),
+			entryOf(4096, 20, batch|compressed, 0, 0, 10),
 			entryOf(8192, 5000, compressed, 25, 300, 0),
-			entryOf(16384, 7, batch|compressed, 325, 0, 1<<32|0),
+			entryOf(16384, 7, batch|compressed, 325, 0, 1<<32),
 		}, [][40]byte{batchContext(25, 30), batchContext(7, 7)}, nil},
 		"encrypted batch": {0x40000185, [][3]uint64{
 			entryOf(0, 2, batch|compressed|encrypted, 0, 0, 0),
 		}, [][40]byte{batchContext(18, 2)}, nil},
 		"zran": {0x4000001D, [][3]uint64{
-			entryOf(0, 1404, zran|compressed, 184, 649, 0<<32|1024),
+			entryOf(0, 1404, zran|compressed, 184, 649, 1024),
 			entryOf(4096, 100, zran|compressed, 700, 50, 1<<32|5),
 		}, [][40]byte{zranContext(10, 0, 0, 690, 3000, 0, 0, 0), zranContext(690, 2000, 0, 300, 200, 32768, 0x9f, 3)}, make([]byte, 32768)},
 	}
