@@ -305,6 +305,9 @@ func TestDirWriterTranslates(t *testing.T) {
 		w.AddPlus(fuseproto.DirEntry{Name: []byte("child"), Ino: 37, Off: 3}, entry(37))
 		w.AddPlus(fuseproto.DirEntry{Name: []byte("root"), Ino: 36, Off: 4}, entry(36))
 		w.AddPlus(fuseproto.DirEntry{Name: []byte("bare"), Ino: 38, Off: 5}, nil)
+		wide := entry(40)
+		wide.Attr.Ino, wide.Attr.Flags = 1<<60|40, fuseproto.AttrSubmount
+		w.AddPlus(fuseproto.DirEntry{Name: []byte("wide"), Ino: 1<<60 | 40, Off: 7}, wide)
 		m.KeepIno = true
 		w.Translate(m)
 		w.AddPlus(fuseproto.DirEntry{Name: []byte("kept"), Ino: 39, Off: 6}, entry(39))
@@ -317,6 +320,13 @@ func TestDirWriterTranslates(t *testing.T) {
 		"root": {1, base | 36, base | 36}, "bare": {0, 0, base | 38}, "kept": {base | 39, 39, 39},
 	}
 	for _, d := range c.List(1, 4096, true) {
+		if d.Name == "wide" {
+			// Hashed to what is left beside the mount's number, and not announced.
+			if d.Ino>>fuseproto.IndexBits != base>>fuseproto.IndexBits || d.Ino == base|40 || d.Ino != d.Entry.Attr.Ino || d.Entry.Attr.Flags != 0 {
+				t.Errorf("wide: inode number %#x and %#x, flags %#x", d.Ino, d.Entry.Attr.Ino, d.Entry.Attr.Flags)
+			}
+			continue
+		}
 		if got := (row{d.Entry.Node, d.Entry.Attr.Ino, d.Ino}); got != want[d.Name] {
 			t.Errorf("%s: %x, want %x", d.Name, got, want[d.Name])
 		}

@@ -40,6 +40,7 @@ func TestNegotiation(t *testing.T) {
 	configs := map[string]fuseproto.Config{
 		"read only":   {},
 		"passthrough": {Flags: fuseproto.FlagsPassthrough},
+		"shared":      {Flags: fuseproto.FlagsShared},
 		"greedy":      {Flags: math.MaxUint64, ZeroMessageOpen: true, MapAlignment: 21},
 		"no opens":    {ZeroMessageOpen: true},
 	}
@@ -408,6 +409,31 @@ func TestErrno(t *testing.T) {
 		c.Init()
 		if _, r := c.GetAttr(1); r.Errno != tt.want {
 			t.Errorf("%s: %v, want %v", name, r.Errno, tt.want)
+		}
+	}
+}
+
+// A session that holds images and host directories alike grants what neither of
+// them is harmed by.
+func TestFlagsShared(t *testing.T) {
+	c := fusetest.NewClient(t, serverOf(t, testTree(), fuseproto.Config{Flags: fuseproto.FlagsShared}))
+	got := c.Init()
+	for name, bit := range map[string]uint64{
+		"AUTO_INVAL_DATA": fuseproto.FlagAutoInvalData, "ATOMIC_O_TRUNC": fuseproto.FlagAtomicOTrunc,
+		"HANDLE_KILLPRIV_V2": fuseproto.FlagHandleKillprivV2, "CREATE_SUPP_GROUP": fuseproto.FlagCreateSuppGroup,
+		"READDIRPLUS_AUTO": fuseproto.FlagReadDirPlusAuto, "HAS_IOCTL_DIR": fuseproto.FlagHasIoctlDir,
+	} {
+		if got&bit == 0 {
+			t.Errorf("%s is not granted", name)
+		}
+	}
+	for name, bit := range map[string]uint64{
+		"EXPLICIT_INVAL_DATA": fuseproto.FlagExplicitInvalData, "EXPORT_SUPPORT": fuseproto.FlagExportSupport,
+		"CACHE_SYMLINKS": fuseproto.FlagCacheSymlinks, "NO_OPEN_SUPPORT": fuseproto.FlagNoOpenSupport,
+		"POSIX_LOCKS": fuseproto.FlagPosixLocks, "WRITEBACK_CACHE": fuseproto.FlagWritebackCache, "DONT_MASK": fuseproto.FlagDontMask,
+	} {
+		if got&bit != 0 {
+			t.Errorf("%s is granted", name)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -224,7 +225,10 @@ func TestCookies(t *testing.T) {
 // although there are many more files than descriptors.
 func TestWalkWithFewDescriptors(t *testing.T) {
 	n := 20000
-	if testing.Short() || raceEnabled {
+	switch {
+	case os.Getenv("RAFSD_LONG") == "1":
+		n = 400_000
+	case testing.Short() || raceEnabled:
 		n = 2000
 	}
 	dir := source(t)
@@ -244,7 +248,8 @@ func TestWalkWithFewDescriptors(t *testing.T) {
 		g := serve(t, dir, o)
 		before := descriptors(t)
 		seen := 0
-		var nodes []uint64
+		nodes := make([]uint64, 0, n)
+		heap := heapInUse()
 		for i := range 20 {
 			d := g.look(fmt.Sprint("d", i))
 			for _, e := range g.list(d.Node, 32<<10, true) {
@@ -264,6 +269,12 @@ func TestWalkWithFewDescriptors(t *testing.T) {
 		if seen != n {
 			t.Errorf("saw %d names of %d", seen, n)
 		}
+		per := (heapInUse() - heap) / int64(n)
+		t.Logf("%d bytes of heap for each of %d nodes", per, n)
+		// Tables double now and then; a node by place has its name and that record.
+		if most := int64(320); per > most && !raceEnabled {
+			t.Errorf("%d bytes of heap for each node, at most %d", per, most)
+		}
 		for _, i := range rand.Perm(len(nodes))[:500] {
 			if _, r := g.GetAttr(nodes[i]); r.Errno != 0 {
 				t.Fatalf("GETATTR of a file whose descriptor was closed: %v", r.Errno)
@@ -276,6 +287,15 @@ func TestWalkWithFewDescriptors(t *testing.T) {
 			t.Errorf("%d nodes after all files were forgotten", s.Nodes)
 		}
 	})
+}
+
+// heapInUse returns how many bytes are reachable.
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 func (g *guest) lock(node, fh, owner uint64, typ uint32, start, end uint64) fusetest.Reply {

@@ -7,8 +7,9 @@ import (
 )
 
 // overlayCookie is added to the cookies of names that are laid over the root of
-// the mount at "/". It is above those of any file system's root (an image's would
-// need 8 GiB of directory to come near) and below 1<<31 with all that is added.
+// the mount at "/". With all that is added it is below 1<<31, and no file system's
+// root has a cookie between: an image's or xfs's would need 8 GiB of directory to
+// come near, tmpfs counts from the bottom, and ext4 and btrfs are far above.
 const overlayCookie = 0x7e000000
 
 // flagsNoOpen are the bits of a session whose guest opens files without a request.
@@ -359,7 +360,7 @@ func (v *FS) ReadDir(op *fuseproto.Op, node uint64, in *fuseproto.ReadIn, out *f
 		nodes.ParentIno = m.parent
 	}
 	overlaid := m.overlaid(index)
-	if !overlaid || in.Offset < overlayCookie {
+	if !overlaid || in.Offset < overlayCookie || in.Offset > overlayCookie+maxCookie {
 		out.Translate(nodes)
 		if err := m.fs.ReadDir(op, index, in, out); err != nil {
 			return err
@@ -369,7 +370,10 @@ func (v *FS) ReadDir(op *fuseproto.Op, node uint64, in *fuseproto.ReadIn, out *f
 		}
 	}
 	out.Translate(fuseproto.NodeMap{})
-	behind := max(in.Offset, overlayCookie) - overlayCookie
+	behind := uint64(0)
+	if in.Offset <= overlayCookie+maxCookie {
+		behind = max(in.Offset, overlayCookie) - overlayCookie
+	}
 	v.table.Load().dirs[fuseproto.RootID].list(behind, overlayCookie, out)
 	return nil
 }

@@ -917,6 +917,72 @@ func TestEveryRequestReachesTheMount(t *testing.T) {
 	}
 }
 
+// Where another file system begins is told if the mount wants it, and never of the
+// mount itself.
+func TestSubmounts(t *testing.T) {
+	for _, want := range []bool{false, true} {
+		v, c := guest(t, fuseproto.Config{Flags: fuseproto.FlagsShared | fuseproto.FlagSubmounts})
+		r := &fusetest.Recorder{RootIndex: 36, Entry: fuseproto.Entry{
+			Node: 41, Attr: fuseproto.Attr{Ino: 41, Mode: syscall.S_IFDIR | 0o755, Flags: fuseproto.AttrSubmount},
+		}}
+		info, err := v.Mount(t.Context(), "/m", r, vfs.MountOptions{Submounts: want})
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := uint64(info.ID) << indexBits
+		if e, _ := c.Lookup(base|36, "sub"); e.Attr.Flags&fuseproto.AttrSubmount != 0 != want {
+			t.Errorf("submounts %v: LOOKUP has flags %#x", want, e.Attr.Flags)
+		}
+		if list, _ := c.ReadDir(base|36, 0, 4096, true); list[0].Entry.Attr.Flags&fuseproto.AttrSubmount != 0 != want {
+			t.Errorf("submounts %v: READDIRPLUS has flags %#x", want, list[0].Entry.Attr.Flags)
+		}
+		r.Entry.Node = 36
+		for _, name := range []string{"m", "."} {
+			dir := uint64(1)
+			if name == "." {
+				dir = base | 36
+			}
+			if e, reply := c.Lookup(dir, name); reply.Errno != 0 || e.Attr.Flags != 0 {
+				t.Errorf("submounts %v: the mount itself, as %q: %v, flags %#x", want, name, reply.Errno, e.Attr.Flags)
+			}
+		}
+	}
+}
+
+// farCookies is a file system whose root has cookies as ext4's.
+type farCookies struct {
+	fusetest.Recorder
+	n uint64
+}
+
+func (f *farCookies) ReadDir(_ *fuseproto.Op, _ uint64, in *fuseproto.ReadIn, out *fuseproto.DirWriter) error {
+	for i := in.Offset >> 40; i < f.n; i++ {
+		e := fuseproto.DirEntry{Name: fmt.Appendf(nil, "name-%03d", i), Ino: i + 1, Off: (i + 1) << 40, Type: fuseproto.DTReg}
+		if !out.Add(e) {
+			break
+		}
+	}
+	return nil
+}
+
+// What is laid over a root follows the root's own names, whatever cookies those have.
+func TestOverlayBehindFarCookies(t *testing.T) {
+	v, c := guest(t, fuseproto.Config{Flags: fuseproto.FlagsShared})
+	mount(t, v, "/", &farCookies{Recorder: fusetest.Recorder{RootIndex: 36}, n: 50})
+	for i := range 20 {
+		mount(t, v, fmt.Sprintf("/over-%02d", i), &fusetest.Recorder{RootIndex: 36})
+	}
+	for _, size := range []uint32{100, 333, 4096} {
+		var got []string
+		for _, d := range c.List(1, size, false) {
+			got = append(got, d.Name)
+		}
+		if len(got) != 70 || got[0] != "name-000" || got[49] != "name-049" || got[50] != "over-00" || got[69] != "over-19" {
+			t.Errorf("listing by %d bytes: %d names: %v", size, len(got), got)
+		}
+	}
+}
+
 // An index that does not fit would name a node of another mount.
 func TestIndexesThatDoNotFit(t *testing.T) {
 	v, c := guest(t, fuseproto.Config{})
