@@ -74,12 +74,24 @@ func (l *logBuffer) String() string {
 // RUNNING, and ends it with the test.
 func start(t *testing.T, args ...string) *rafsd {
 	t.Helper()
+	return startAs(t, append([]string{"virtiofs", "--sock", "{sock}", "--apisock", "{api}"}, args...)...)
+}
+
+// startAs is start with a whole command line, in which {sock} and {api} stand for the
+// sockets. A daemon without an API is ready when it says so.
+func startAs(t *testing.T, args ...string) *rafsd {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "e2e-") // short: a socket's path has 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &rafsd{dir: dir, Socket: filepath.Join(dir, "fs.sock"), API: filepath.Join(dir, "api.sock"), log: new(logBuffer), exited: make(chan struct{})}
-	d.cmd = exec.Command(filepath.Join(binaries, "rafsd"), append([]string{"virtiofs", "--sock", d.Socket, "--apisock", d.API}, args...)...)
+	hasAPI := false
+	for i, a := range args {
+		hasAPI = hasAPI || a == "{api}"
+		args[i] = strings.NewReplacer("{sock}", d.Socket, "{api}", d.API).Replace(a)
+	}
+	d.cmd = exec.Command(filepath.Join(binaries, "rafsd"), args...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -96,6 +108,9 @@ func start(t *testing.T, args ...string) *rafsd {
 		os.RemoveAll(dir)
 	})
 	d.waitFor(t, "the state RUNNING", func() bool {
+		if !hasAPI {
+			return strings.Contains(d.log.String(), "Waiting for vhost-user socket connection")
+		}
 		var info struct {
 			State string `json:"state"`
 		}
