@@ -36,6 +36,23 @@ func (c *caps) store() error {
 	return unix.Capset(&h, &c.data[0])
 }
 
+// putBack is store for what was loaded before. If the process has given up
+// capabilities meanwhile, those stay given up.
+func (c *caps) putBack() error {
+	err := c.store()
+	if err != unix.EPERM {
+		return err
+	}
+	var now caps
+	if err := now.load(); err != nil {
+		return err
+	}
+	for i := range now.data {
+		now.data[i].Effective = c.data[i].Effective & now.data[i].Permitted
+	}
+	return now.store()
+}
+
 func (c *caps) has(n uint) bool { return c.data[n/32].Effective&(1<<(n%32)) != 0 }
 func (c *caps) without(n uint)  { c.data[n/32].Effective &^= 1 << (n % 32) }
 
@@ -57,7 +74,8 @@ func (fs *FS) asGuest(op *fuseproto.Op, ext *fuseproto.CreateExt, override bool,
 	if uid == noID || gid == noID {
 		return unix.EOVERFLOW
 	}
-	if uid == fs.euid && gid == fs.egid {
+	// Where the daemon is not root, the guest's root is the daemon's user.
+	if uid == fs.euid && gid == fs.egid || fs.euid != 0 && uid == 0 && gid == 0 {
 		return f()
 	}
 	runtime.LockOSThread()
@@ -108,7 +126,7 @@ func (fs *FS) restore(was *caps, groups []uint32) {
 		unix.SetfsgidRetGid(int(fs.egid))
 		uid, _ := unix.SetfsuidRetUid(-1)
 		gid, _ := unix.SetfsgidRetGid(-1)
-		ok := uint32(uid) == fs.euid && uint32(gid) == fs.egid && was.store() == nil
+		ok := uint32(uid) == fs.euid && uint32(gid) == fs.egid && was.putBack() == nil
 		if ok && groups != nil {
 			ok = setgroups(groups) == nil
 		}
@@ -134,7 +152,7 @@ func withoutFsetid(kill bool, f func() error) error {
 		now.without(unix.CAP_FSETID)
 		if err = now.store(); err == nil {
 			err = f()
-			for wait := time.Millisecond; was.store() != nil; wait = min(2*wait, time.Second) {
+			for wait := time.Millisecond; was.putBack() != nil; wait = min(2*wait, time.Second) {
 				time.Sleep(wait) // no memory in the kernel; as restore
 			}
 		}

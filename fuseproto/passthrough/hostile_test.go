@@ -69,6 +69,7 @@ func TestBadNames(t *testing.T) {
 
 // TestLinksAreNotFollowed: wherever a link leads, the host's side never goes there.
 func TestLinksAreNotFollowed(t *testing.T) {
+	needRoot(t)
 	handleModes(t, func(t *testing.T, o passthrough.Options) {
 		parent := source(t)
 		share := mkdir(t, filepath.Join(parent, "share"))
@@ -108,6 +109,7 @@ func TestLinksAreNotFollowed(t *testing.T) {
 
 // TestOnlyFilesAndDirectoriesAreOpened: a fifo would hang, a device act.
 func TestOnlyFilesAndDirectoriesAreOpened(t *testing.T) {
+	needRoot(t)
 	handleModes(t, func(t *testing.T, o passthrough.Options) {
 		g := serve(t, source(t), o)
 		for name, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "null": unix.S_IFCHR, "disk": unix.S_IFBLK} {

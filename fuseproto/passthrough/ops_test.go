@@ -163,6 +163,7 @@ func TestLinkAndTmpfile(t *testing.T) {
 }
 
 func TestXattr(t *testing.T) {
+	needRoot(t)
 	handleModes(t, func(t *testing.T, o passthrough.Options) {
 		g := serve(t, source(t), o)
 		g.hostWrite("f", "")
@@ -198,6 +199,7 @@ func TestXattr(t *testing.T) {
 }
 
 func TestSetAttr(t *testing.T) {
+	needRoot(t)
 	handleModes(t, func(t *testing.T, o passthrough.Options) {
 		g := serve(t, source(t), o)
 		g.hostWrite("f", "0123456789")
@@ -308,7 +310,7 @@ func TestFallocateLseekCopy(t *testing.T) {
 // the host would not let that user write to, with the mode as asked.
 func TestOwner(t *testing.T) {
 	handleModes(t, func(t *testing.T, o passthrough.Options) {
-		if os.Getuid() != 0 {
+		if os.Geteuid() != 0 {
 			t.Skip("needs root")
 		}
 		g := serve(t, source(t), o)
@@ -350,6 +352,7 @@ func TestOwner(t *testing.T) {
 }
 
 func TestKillSuidgid(t *testing.T) {
+	needRoot(t)
 	g := serve(t, source(t), passthrough.Options{})
 	setup := func() {
 		g.hostWrite("f", "data")
@@ -379,6 +382,38 @@ func TestKillSuidgid(t *testing.T) {
 		t.Errorf("a user's O_TRUNC: mode %#o size %d", st.Mode, st.Size)
 	}
 	g.release(n, fh)
+}
+
+// TestCapabilityOfFileIsCleared: what a changed file was allowed before, it is not
+// after a write, a truncation or a change of owner.
+func TestCapabilityOfFileIsCleared(t *testing.T) {
+	needRoot(t)
+	g := serve(t, source(t), passthrough.Options{})
+	g.hostWrite("f", "data")
+	n := g.look("f").Node
+	fh := g.open(n, unix.O_RDWR)
+	// struct vfs_cap_data, revision 2: CAP_NET_RAW, effective
+	value := append(u32s(0x02000001, 1<<13, 0, 0), 0, 0, 0, 0)
+	for name, change := range map[string]func(){
+		"write":    func() { g.write(n, fh, 0, "x") },
+		"truncate": func() { g.ok(g.setattr(n, fuseproto.SetAttrSize, func(b []byte) { le.PutUint64(b[16:], 1) })) },
+		"chown":    func() { g.ok(g.setattr(n, fuseproto.SetAttrUID, func(b []byte) { le.PutUint32(b[76:], 5) })) },
+	} {
+		g.ok(g.root(fuseproto.OpSetXattr, n, 0, uint32(len(value)), uint32(0), "security.capability", value))
+		g.ok(g.root(fuseproto.OpGetXattr, n, 8, uint32(0), uint32(0), "security.capability"))
+		change()
+		if r := g.root(fuseproto.OpGetXattr, n, 8, uint32(0), uint32(0), "security.capability"); r.Errno != syscall.ENODATA {
+			t.Errorf("after %s: %v, want ENODATA", name, r.Errno)
+		}
+	}
+	g.release(n, fh)
+}
+
+func u32s(v ...uint32) (b []byte) {
+	for _, n := range v {
+		b = le.AppendUint32(b, n)
+	}
+	return b
 }
 
 func TestReadOnly(t *testing.T) {

@@ -214,6 +214,7 @@ func (g *guest) withExt(uid, gid uint32, opcode fuseproto.Opcode, node uint64, r
 // TestSupplementaryGroup: a member of a setgid directory's group keeps the bit on
 // what it makes there; who is none loses it.
 func TestSupplementaryGroup(t *testing.T) {
+	needRoot(t)
 	g := serve(t, source(t), passthrough.Options{})
 	if err := unix.Chown(g.dir, 0, 5000); err != nil {
 		t.Fatal(err)
@@ -307,6 +308,7 @@ func TestXattrMap(t *testing.T) {
 }
 
 func TestIDMap(t *testing.T) {
+	needRoot(t)
 	uids, err := passthrough.ParseIDMap("map:0:100000:1000, squash-guest:1000:7:60000 forbid-guest:70000:10")
 	if err != nil {
 		t.Fatal(err)
@@ -408,6 +410,7 @@ func TestGuestsShareOfDescriptors(t *testing.T) {
 
 // TestIdleIsSwept: with nothing to do, no descriptor is kept and no timer runs.
 func TestIdleIsSwept(t *testing.T) {
+	needRoot(t)
 	g := serve(t, source(t), passthrough.Options{FileHandles: passthrough.HandlesMandatory})
 	for i := range 20 {
 		g.hostWrite(fmt.Sprint("f", i), "")
