@@ -53,8 +53,8 @@ func TestThroughStore(t *testing.T) {
 	for _, variant := range []string{
 		"v5-dir-lz4-blake3-small", "v5-dir-zstd-chunkdict-small", "v5-dir-zstd-aligned-small", "v5-dir-none-sha256-small",
 		"v6-dir-lz4-blake3-small", "v6-dir-zstd-chunkdict-small", "v6-merge3-targz-rafs-toc-oci", "v6-dir-zstd-toc-small",
-		"v6-dir-zstd-batch-edge", "v6-dir-lz4-batch-small", "v6-dir-zstd-64k-batch16k-dict", "v6-dir-zstd-inline-toc-batch-small",
-		"v6-dir-zstd-encrypt-edge", "v6-dir-none-4k-encrypt-dict", "v6-merge3-batch-encrypt-oci", "v6-dir-zstd-inline-toc-encrypt-small",
+		"v6-dir-zstd-batch-small", "v6-dir-lz4-batch-small", "v6-dir-zstd-64k-batch16k-dict", "v6-dir-zstd-inline-toc-batch-small",
+		"v6-dir-zstd-batch-encrypt-small", "v6-dir-lz4-encrypt-small", "v6-dir-none-4k-encrypt-dict", "v6-merge3-batch-encrypt-oci", "v6-dir-zstd-inline-toc-encrypt-small",
 		"v6-targz-ref-edge", "v6-targz-ref-bgzip-small", "v6-targz-ref-2member-small", "v6-targz-ref-inline-toc-small",
 		"v6-merge3-targz-ref-oci", "v6-estargz-ref-small",
 	} {
