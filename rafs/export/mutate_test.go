@@ -22,8 +22,11 @@ import (
 
 // mutants is how many broken variants of each blob are tried.
 func mutants() uint64 {
-	if os.Getenv("RAFSD_LONG") == "1" {
+	switch {
+	case os.Getenv("RAFSD_LONG") == "1":
 		return 100_000
+	case raceDetector:
+		return 150 // it makes them ten times slower, and they have one goroutine
 	}
 	return 1500
 }

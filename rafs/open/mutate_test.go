@@ -23,8 +23,8 @@ func mutants() uint64 {
 	switch {
 	case os.Getenv("RAFSD_LONG") == "1":
 		return 100_000
-	case testing.Short():
-		return 200
+	case raceDetector || testing.Short():
+		return 150 // it makes them ten times slower, and they have one goroutine
 	}
 	return 1500
 }
