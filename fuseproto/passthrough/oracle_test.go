@@ -636,7 +636,7 @@ func TestSameRepliesAsAnotherImplementation(t *testing.T) {
 	}
 	seeds, steps := uint64(4), 1500
 	if os.Getenv("RAFSD_LONG") == "1" {
-		seeds, steps = 200, 10_000
+		seeds, steps = 40, 10_000
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
