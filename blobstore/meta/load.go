@@ -69,7 +69,7 @@ func (p *Place) Load(ctx context.Context, src Source, alloc func(n uint64) ([]by
 		return nil, faults
 	}
 	var dst []byte
-	if own.Compressor != codec.None {
+	if own.Compressor != codec.None || own.Contexts > 0 { // dictionaries are large, and kept
 		if dst, err = alloc(own.Size); err != nil {
 			return nil, one(err)
 		}

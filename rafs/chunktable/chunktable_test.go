@@ -1,6 +1,11 @@
 package chunktable_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/rafsd/rafsd/blobstore"
@@ -69,3 +74,51 @@ type damagedTable struct{ rafs.Image }
 func (damagedTable) Blobs() []rafs.Blob                   { return []rafs.Blob{{ID: "b"}} }
 func (damagedTable) ChunkCount(int) (uint32, error)       { return 0, rafs.ErrFault }
 func (damagedTable) Chunk(int, uint32, *rafs.Chunk) error { return rafs.ErrFault }
+
+// TestKeysAreNotPrinted: whatever prints what is known of an encrypted blob shows
+// no byte of its key.
+func TestKeysAreNotPrinted(t *testing.T) {
+	path := rafstest.Bootstrap(t, corpus.Dir(t), "v6-dir-zstd-batch-encrypt-small")
+	img, err := open.Image(path, open.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	b := &img.Blobs()[0]
+	key, iv := b.Cipher.Reveal()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(raw, key[:]) || !bytes.Contains(raw, iv[:]) {
+		t.Fatal("this is not the key of the blob table")
+	}
+	d, err := chunktable.Describe(img, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place, err := chunktable.MetaPlace(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asJSON, err := json.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed := string(asJSON)
+	for _, v := range []any{b, *b, b.Cipher, *place, d.Cipher, struct{ B rafs.Blob }{*b}, []*rafs.Cipher{b.Cipher}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {
+			printed += fmt.Sprintf(verb, v)
+		}
+	}
+	for _, secret := range [][]byte{key[:4], key[16:20], iv[:4]} {
+		for _, form := range []string{
+			fmt.Sprintf("%x", secret), fmt.Sprint(secret)[1 : len(fmt.Sprint(secret))-1], string(secret),
+			strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", secret), "[]byte{"), "}"),
+		} {
+			if strings.Contains(printed, form) {
+				t.Errorf("a part of the key is printed: %s", form)
+			}
+		}
+	}
+}
