@@ -56,7 +56,7 @@ func newInspect() *cobra.Command {
 		},
 	}
 	src.bootstrapFlag(cmd)
-	src.configFlag(cmd)
+	src.blobFlags(cmd) // nydus-image takes them too
 	cmd.Flags().StringVarP(&request, "request", "R", "", "answer one `REQUEST` in JSON and end")
 	return cmd
 }

@@ -40,14 +40,17 @@ func newRoot() *cobra.Command {
 		Use:   "rafs",
 		Short: "Look into RAFS container images",
 		Long: `rafs reads RAFS images (nydus versions 5 and 6): a bootstrap, which holds the
-metadata, and blobs, which hold the data. Blobs come from a folder in which each
-file has its blob's id as name (--blob-dir), or from where a nydusd configuration
+metadata, and blobs, which hold the data. IMAGE, or --bootstrap, is a bootstrap, a
+blob that holds one, an image in a registry (registry.example/app:tag), or one in a
+folder with an OCI layout (oci:FOLDER). Blobs come from there, from a folder in which
+each file has its blob's id as name (--blob-dir), or from where a nydusd configuration
 says (--config: localfs or registry). Every byte is compared with the image's
 digests before it is shown.`,
 		Example: `  rafs tree --bootstrap image.boot
   rafs cat --bootstrap image.boot --blob-dir blobs /etc/os-release
   rafs unpack --bootstrap image.boot --config nydusd.json --output - | tar t
-  rafs check --bootstrap image.boot --blob-dir blobs --data`,
+  rafs check --bootstrap image.boot --blob-dir blobs --data
+  rafs ls registry.example/app:tag /etc`,
 		Version:       version.Version + " (" + version.Commit + ")",
 		SilenceErrors: true,
 		SilenceUsage:  true,

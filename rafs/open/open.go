@@ -12,8 +12,9 @@ import (
 
 // Options say what an image must be.
 type Options struct {
-	// Digest pins the bootstrap: if it is set, a file with another SHA-256 is
-	// refused with ErrDigest.
+	// Digest pins the bootstrap: if it is set, one with another SHA-256 is refused
+	// with ErrDigest. Of a blob that holds its bootstrap, it is the bootstrap's,
+	// uncompressed.
 	Digest *[32]byte
 	// WantDigest asks for Info.Digest, which costs reading the whole file. It
 	// is implied by Digest.
