@@ -15,6 +15,7 @@ import (
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/fusetest"
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
+	"github.com/rafsd/rafsd/internal/hostfs"
 )
 
 // badNames are names that no entry of a directory has.
@@ -29,6 +30,15 @@ func TestBadNames(t *testing.T) {
 		write(t, filepath.Join(share, "f"), "")
 		g := serve(t, share, o)
 		f := g.look("f").Node
+		root, err := hostfs.Open(share, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := passthrough.New(root, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer bare.Close()
 		for _, name := range badNames {
 			replies := map[string]fusetest.Reply{
 				"create":  g.root(fuseproto.OpCreate, 1, 144, uint32(unix.O_RDWR), uint32(0o644), uint32(0), uint32(0), name),
@@ -51,12 +61,33 @@ func TestBadNames(t *testing.T) {
 				}
 			}
 			// Without the server, which has checks of its own.
-			if name != "." {
-				var e fuseproto.Entry
-				if err := g.fs.Lookup(fuseproto.NewOp(t.Context()), 1, []byte(name), &e); err == nil {
-					t.Errorf("FS.Lookup %q succeeded", name)
+			var e fuseproto.Entry
+			var out fuseproto.OpenOut
+			op, n := fuseproto.NewOp(t.Context()), []byte(name)
+			for what, err := range map[string]error{
+				"create":  bare.Create(op, 1, &fuseproto.CreateIn{Mode: 0o644}, n, &e, &out),
+				"mkdir":   bare.Mkdir(op, 1, &fuseproto.MkdirIn{}, n, &e),
+				"mknod":   bare.Mknod(op, 1, &fuseproto.MknodIn{}, n, &e),
+				"symlink": bare.Symlink(op, 1, n, []byte("x"), &e),
+				"link":    bare.Link(op, 1, 1, n, &e),
+				"unlink":  bare.Unlink(op, 1, n),
+				"rmdir":   bare.Rmdir(op, 1, n),
+				"rename":  bare.Rename(op, 1, n, 1, []byte("x"), 0),
+				"into":    bare.Rename(op, 1, []byte("f"), 1, n, 0),
+			} {
+				if err != unix.EINVAL && err != unix.ENAMETOOLONG {
+					t.Errorf("FS: %s %q: %v, want EINVAL or ENAMETOOLONG", what, name, err)
 				}
 			}
+			if name != "." {
+				if err := bare.Lookup(op, 1, n, &e); err != unix.EINVAL && err != unix.ENAMETOOLONG {
+					t.Errorf("FS: lookup %q: %v, want EINVAL or ENAMETOOLONG", name, err)
+				}
+			}
+		}
+		// On the wire a name ends at its first NUL.
+		if err := bare.Unlink(fuseproto.NewOp(t.Context()), 1, []byte("f\x00x")); err != unix.EINVAL {
+			t.Errorf("a name with a NUL in it: %v, want EINVAL", err)
 		}
 		if got := g.list(1, 4096, false); len(got) != 3 {
 			t.Errorf("directory holds %v", got)
@@ -278,6 +309,39 @@ func TestInodeNumberUsedAgain(t *testing.T) {
 			if i%2 == 0 {
 				g.forget(old.Node, 1)
 			}
+		}
+	})
+}
+
+// TestReplacedByTheHost: the node of a file that the host replaced never shows the
+// other one. By handle it is the old file, or gone; by place it is ESTALE.
+func TestReplacedByTheHost(t *testing.T) {
+	handleModes(t, func(t *testing.T, o passthrough.Options) {
+		g := serve(t, source(t), o)
+		g.hostWrite("f", "old")
+		g.hostWrite("new", "replacement")
+		n := g.look("f").Node
+		fh := g.open(n, unix.O_RDWR)
+		if err := os.Rename(filepath.Join(g.dir, "new"), filepath.Join(g.dir, "f")); err != nil {
+			t.Fatal(err)
+		}
+		g.fs.ReleaseIdle()
+		// Open, it is the old file.
+		if a, r := g.GetAttr(n); r.Errno != 0 || a.Size != 3 {
+			t.Errorf("GETATTR of the open old file: %v size %d", r.Errno, a.Size)
+		}
+		g.write(n, fh, 0, "OLD")
+		g.release(n, fh)
+		g.fs.ReleaseIdle()
+		_, r := g.GetAttr(n)
+		g.want(r, syscall.ESTALE)
+		g.want(g.root(fuseproto.OpOpen, n, 16, uint32(unix.O_RDWR|unix.O_TRUNC), uint32(0)), syscall.ESTALE)
+		g.want(g.setattr(n, fuseproto.SetAttrMode, func([]byte) {}), syscall.ESTALE)
+		if got := g.hostRead("f"); got != "replacement" {
+			t.Errorf("the other file holds %q", got)
+		}
+		if e := g.look("f"); e.Node == n || e.Attr.Size != 11 {
+			t.Errorf("looked up again: node %d size %d", e.Node, e.Attr.Size)
 		}
 	})
 }

@@ -133,6 +133,35 @@ func TestLaterMounts(t *testing.T) {
 	})
 }
 
+// TestRemountedWritable: a node of a read-only mount is not opened in the writable
+// one of the same file system that is there now.
+func TestRemountedWritable(t *testing.T) {
+	mounts(t)
+	handleModes(t, func(t *testing.T, o passthrough.Options) {
+		g := serve(t, source(t), o)
+		other := source(t)
+		write(t, filepath.Join(mkdir(t, filepath.Join(other, "d")), "f"), "data")
+		at := mkdir(t, filepath.Join(g.dir, "x"))
+		mount(t, other, at, "", unix.MS_BIND, "")
+		if err := unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+		n, d := g.look("x", "d", "f").Node, g.look("x", "d").Node
+		g.fs.ReleaseIdle()
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Fatal(err)
+		}
+		mount(t, other, at, "", unix.MS_BIND, "")
+		g.want(g.root(fuseproto.OpOpen, n, 16, uint32(unix.O_RDWR), uint32(0)), syscall.ESTALE)
+		g.want(g.root(fuseproto.OpMkdir, d, 128, uint32(0o755), uint32(0), "y"), syscall.ESTALE)
+		now := g.look("x", "d", "f").Node
+		if now == n {
+			t.Error("the file has the node of the other mount")
+		}
+		g.release(now, g.open(now, unix.O_RDWR))
+	})
+}
+
 // TestEqualInodeNumbers: L40. Two file systems with equal inode numbers are kept
 // apart, and shown with different ones unless they are announced as submounts.
 func TestEqualInodeNumbers(t *testing.T) {

@@ -352,14 +352,18 @@ func TestColdRead(t *testing.T) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	// Pages that a processor has just handled are dropped only later.
-	for probe := make([]byte, 1); ; time.Sleep(time.Millisecond) {
+	// Pages that a processor has just handled are dropped only later, and those of
+	// tmpfs never.
+	cold := false
+	for range 1000 {
 		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := unix.Preadv2(int(f.Fd()), [][]byte{probe}, 500_000, unix.RWF_NOWAIT); err != nil || t.Context().Err() != nil {
-			break // EAGAIN: cold; EOPNOTSUPP: tmpfs
+		_, err := unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, 500_000, unix.RWF_NOWAIT)
+		if cold = err == unix.EAGAIN; cold || err != nil {
+			break
 		}
+		time.Sleep(time.Millisecond)
 	}
 	n := g.look("f").Node
 	fh := g.open(n, unix.O_RDONLY)
@@ -370,8 +374,10 @@ func TestColdRead(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("read %d bytes that differ from the %d on the host", len(got), len(want))
 	}
-	if os.Getenv("RAFSD_TEST_HOST") != "tmpfs" && g.Blocked == 0 {
-		t.Error("no read left the queue's goroutine: the page cache was not empty")
+	if !cold {
+		t.Log("the host keeps the file in memory: only the bytes were tested")
+	} else if g.Blocked == 0 {
+		t.Error("no read left the queue's goroutine")
 	}
 	g.release(n, fh)
 }
