@@ -22,7 +22,13 @@ func (fs *FS) GetAttr(op *fuseproto.Op, id uint64, in *fuseproto.GetAttrIn, out 
 
 func (fs *FS) attrOf(n *node, fd int, out *fuseproto.AttrOut) error {
 	var st unix.Statx_t
-	if err := statFD(fd, &st); err != nil {
+	var err error
+	if n.mount.remote {
+		err = statFD(fd, &st)
+	} else {
+		err = statOpen(fd, &st)
+	}
+	if err != nil {
 		return err
 	}
 	out.Timeout = fs.opts.Cache.timeout()

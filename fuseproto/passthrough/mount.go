@@ -19,7 +19,7 @@ type mount struct {
 	isDir   bool   // its root is a directory: a file may be mounted on a file
 	handles bool   // its files are known by handle
 	quick   bool   // its pages are memory (tmpfs): reading never waits
-	remote  bool   // closing a file there can fail: FLUSH means something
+	remote  bool   // maybe behind a network: closing a file can fail, asking for attributes can wait
 	parent  *node  // of the directory that it is mounted in; nil for the first
 	name    string // in parent
 
