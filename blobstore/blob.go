@@ -122,7 +122,8 @@ func (b *Blob) Fetch(ctx context.Context, first, last uint32) error {
 		defer c.waiting.Add(-1)
 	}
 	err := b.fetch(ctx, first, last)
-	if err != nil && b.mayResolveAnew() && ctx.Err() == nil {
+	if err != nil && b.distrusted.Load() && ctx.Err() == nil {
+		// By the places of the backend now, whoever it was that had them resolved.
 		err = b.fetch(ctx, first, last)
 	}
 	if err != nil {

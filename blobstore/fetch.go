@@ -170,6 +170,7 @@ func (b *Blob) load(v *cache.View, i uint32, before *load) (*load, error) {
 		err = b.context(l, before)
 	}
 	if err != nil {
+		b.distrust()
 		return nil, b.chunkError("fetch", &l.chunk, fmt.Errorf("chunk %d: %w", i, err))
 	}
 	ok, err := v.Matches(i, &d)

@@ -333,9 +333,7 @@ func (f *flight) reject(r io.Reader, loads []*load, op string, err error) error 
 // wrong notes that the bytes of a chunk were not those that the image promises.
 func (f *flight) wrong(l *load, err error) {
 	f.b.count(statMismatches, 1)
-	if f.b.local.Load() {
-		f.b.distrusted.Store(true)
-	}
+	f.b.distrust()
 	f.b.s.warn(err)
 	if l.tries++; l.tries >= maxBad {
 		f.g.settle(l, err)

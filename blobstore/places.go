@@ -108,8 +108,15 @@ func (b *Blob) resolveLocally() bool {
 	return true
 }
 
-// mayResolveAnew reports whether the places led to wrong bytes and were not the
-// backend's.
+// distrust notes that the places are wrong, or the bytes that they led to, if they
+// were not the backend's.
+func (b *Blob) distrust() {
+	if b.local.Load() {
+		b.distrusted.Store(true)
+	}
+}
+
+// mayResolveAnew reports whether the places are wrong and were not the backend's.
 func (b *Blob) mayResolveAnew() bool { return b.local.Load() && b.distrusted.Load() }
 
 // alloc returns memory for places.

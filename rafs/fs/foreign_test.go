@@ -160,6 +160,10 @@ func TestOldCacheThatLies(t *testing.T) {
 			})
 			overwrite(t, work, ".blob.data", func(b []byte) []byte { return nil })
 		}, false},
+		"a checksum that the bootstrap has otherwise": {"v6-dir-zstd-64k-batch16k-dict.partial", func(t *testing.T, work string) {
+			overwrite(t, work, ".blob.meta", func(b []byte) []byte { b[3*24+19] ^= 0x80; return b })
+			overwrite(t, work, ".blob.data", func(b []byte) []byte { return nil })
+		}, false},
 		"contexts of gzip that are others'": {"v6-targz-ref-16k-dict.partial", func(t *testing.T, work string) {
 			overwrite(t, work, ".blob.meta", func(b []byte) []byte { b[30*24]++; return b })
 			overwrite(t, work, ".blob.data", func(b []byte) []byte { return nil })
