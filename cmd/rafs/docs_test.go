@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/testimage"
 )
@@ -16,20 +17,34 @@ import (
 // compares what it prints with what the page says: "..." alone stands for any
 // lines, inside a line for anything.
 func TestManual(t *testing.T) {
-	page, err := os.ReadFile("../../docs/rafs.md")
+	dir := t.TempDir()
+	sampleImage(t, dir)
+	page, commands := runPage(t, "../../docs/rafs.md", dir)
+	if commands < 10 {
+		t.Errorf("only %d commands found", commands)
+	}
+	for _, c := range newRoot().Commands() {
+		if !strings.Contains(page, "\n## "+c.Name()+": ") {
+			t.Errorf("docs/rafs.md does not describe rafs %s", c.Name())
+		}
+	}
+}
+
+// runPage runs the commands of a page in dir and returns its text and how many there
+// were.
+func runPage(t *testing.T, name, dir string, env ...string) (text string, commands int) {
+	t.Helper()
+	page, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	sampleImage(t, dir)
-	commands := 0
 	for _, block := range regexp.MustCompile("(?ms)^```console\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
 		for example := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
 			command, want, _ := strings.Cut(example, "\n")
 			commands++
 			cmd := exec.Command("sh", "-c", command)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
+			cmd.Env = append(append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH")), env...)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Errorf("$ %s\n%v\n%s", command, err, out)
@@ -40,13 +55,52 @@ func TestManual(t *testing.T) {
 			}
 		}
 	}
-	if commands < 10 {
-		t.Errorf("only %d commands found", commands)
+	return string(page), commands
+}
+
+// TestMountAPIManual runs every command of docs/mountapi.md against a daemon.
+func TestMountAPIManual(t *testing.T) {
+	dir, err := os.MkdirTemp("", "ctl") // short: a socket's path has 107 bytes
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, c := range newRoot().Commands() {
-		if !strings.Contains(string(page), "\n## "+c.Name()+": ") {
-			t.Errorf("docs/rafs.md does not describe rafs %s", c.Name())
+	defer os.RemoveAll(dir)
+	sampleImage(t, dir)
+	if err := os.Rename(filepath.Join(dir, "image.boot"), filepath.Join(dir, "sample.boot")); err != nil {
+		t.Fatal(err)
+	}
+	config := `{"version":2,"id":"/sample","backend":{"type":"localfs","localfs":{"dir":"` + dir + `/blobs"}},"cache":{"type":"blobcache","filecache":{"work_dir":"` + dir + `"}},"rafs":{}}`
+	if err := os.WriteFile(filepath.Join(dir, "local.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := filepath.Join(dir, "rafsd")
+	build := exec.Command("go", "build", "-o", daemon, "../rafsd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	socket := filepath.Join(dir, "rafsd.ttrpc")
+	cmd := exec.Command(daemon, "virtiofs", "--sock", filepath.Join(dir, "v.sock"), "--ttrpc", socket)
+	cmd.Dir = dir // the page mounts "."
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
 		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the daemon ended with %v", err)
+		}
+	}()
+	for range 1000 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, commands := runPage(t, "../../docs/mountapi.md", dir, "SOCKET="+socket); commands < 9 {
+		t.Errorf("only %d commands found", commands)
 	}
 }
 

@@ -63,7 +63,7 @@ digests before it is shown.`,
 		},
 	}
 	root.SetFlagErrorFunc(suggestFlag)
-	root.AddCommand(newLs(), newStat(), newCat(), newTree(), newUnpack(), newManifest(), newCheck(), newInspect())
+	root.AddCommand(newLs(), newStat(), newCat(), newTree(), newUnpack(), newManifest(), newCheck(), newInspect(), newCtl())
 	for _, c := range root.Commands() {
 		c.Args = argsOf(c)
 	}

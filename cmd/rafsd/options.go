@@ -49,6 +49,7 @@ var (
 // globalOptions are those that nydusd knows after every subcommand, and ours.
 var globalOptions = []option{
 	{long: "apisock", short: 'A', value: "PATH", path: true, help: "Serve the HTTP API on this unix socket"},
+	{long: "ttrpc", value: "PATH", path: true, help: "Serve the mount API on this unix socket [default: rafsd.ttrpc beside --apisock]"},
 	{long: "id", value: "ID", help: "Name of this daemon in the API (with --supervisor)"},
 	{long: "supervisor", value: "PATH", path: true, help: "Socket of the supervisor, shown in the API (with --id)"},
 	logLevelOption,
@@ -68,7 +69,7 @@ var mountOptions = []option{
 	{long: "localfs-dir", short: 'D', value: "DIR", path: true, help: "Take its blobs from this folder, instead of --config"},
 	{long: "shared-dir", short: 's', value: "DIR", path: true, help: "Mount this directory of the host"},
 	{long: "virtual-mountpoint", short: 'm', value: "PATH", help: "Where in the guest's tree it is mounted [default: /]"},
-	{long: "prefetch-files", value: "FILE", path: true, help: "List of files to fetch first", ignored: "nothing is prefetched yet"},
+	{long: "prefetch-files", value: "FILE", path: true, help: "List of paths in the image, a line each, to fetch in the background"},
 	{long: "dedup-db", value: "FILE", path: true, hidden: true, ignored: "chunks are shared without a database"},
 }
 

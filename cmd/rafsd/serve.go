@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rafsd/rafsd/internal/apisock"
 	"github.com/rafsd/rafsd/internal/confine"
 	"github.com/rafsd/rafsd/internal/hostfs"
 	"github.com/rafsd/rafsd/internal/version"
@@ -27,6 +28,7 @@ import (
 	"github.com/rafsd/rafsd/shim-integration/daemon"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
 	"github.com/rafsd/rafsd/shim-integration/httpapi"
+	"github.com/rafsd/rafsd/shim-integration/mountapi"
 	"github.com/rafsd/rafsd/vhostuser"
 )
 
@@ -85,6 +87,7 @@ type service struct {
 	log    *slog.Logger
 	daemon *daemon.Daemon
 	api    *httpapi.Server    // nil if there is none
+	mounts *mountapi.Server   // the mount API; nil if there is none
 	hangUp context.CancelFunc // ends the VMM's connection and the wait for another
 
 	// As virtiofsd: the end before a VMM ever came is a failure.
@@ -98,7 +101,7 @@ type service struct {
 
 // start makes everything ready and opens the doors.
 func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
-	s := &service{log: log, mustConnect: v.as == asVirtiofsd, failed: make(chan error, 2), ended: make(chan struct{}, 2)}
+	s := &service{log: log, mustConnect: v.as == asVirtiofsd, failed: make(chan error, 3), ended: make(chan struct{}, 3)}
 	socket, err := listen(v)
 	if err != nil {
 		return nil, err
@@ -145,7 +148,11 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.daemon.MountImage(context.Background(), v.mountpoint, v.bootstrap, c); err != nil {
+		files, err := v.prefetchList()
+		if err != nil {
+			return nil, err
+		}
+		if err := s.daemon.MountImage(context.Background(), v.mountpoint, v.bootstrap, c, files); err != nil {
 			return nil, err
 		}
 	}
@@ -154,11 +161,21 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 			return nil, err
 		}
 	}
-	var api net.Listener
+	var api, mounts net.Listener
 	if v.apisock != "" {
-		if api, err = httpapi.Listen(v.apisock); err != nil {
+		if api, err = apisock.Listen(v.apisock); err != nil {
 			return nil, err
 		}
+		defer closeUnless(&err, api)
+	}
+	if v.ttrpc != "" {
+		if s.mounts, err = mountapi.NewServer(s.daemon, log); err != nil {
+			return nil, err
+		}
+		if mounts, err = apisock.Listen(v.ttrpc); err != nil {
+			return nil, err
+		}
+		defer closeUnless(&err, mounts)
 	}
 	giveUp(v.keep, log)
 	// From the first answer on a caller finds us RUNNING, mounts and all.
@@ -172,11 +189,21 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 		s.api = httpapi.NewServer(s.daemon, log)
 		s.open("API socket", func() error { return s.api.Serve(api) })
 	}
+	if mounts != nil {
+		s.open("mount API socket", func() error { return s.mounts.Serve(mounts) })
+	}
 	log.Info("ready", "queues", queues)
 	if v.ready != nil {
 		v.ready()
 	}
 	return s, nil
+}
+
+// closeUnless closes a listener when the start has failed after all.
+func closeUnless(err *error, l net.Listener) {
+	if *err != nil {
+		*err = errors.Join(*err, l.Close())
+	}
 }
 
 // giveUp gives up for good what privileges are not needed. A start does not fail
@@ -295,6 +322,9 @@ func (s *service) stop() {
 		defer close(done)
 		if s.api != nil {
 			s.report(s.api.Close())
+		}
+		if s.mounts != nil {
+			s.report(s.mounts.Close())
 		}
 		s.hangUp()
 		for range s.doors {

@@ -1,18 +1,24 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/internal/confine"
+	"github.com/rafsd/rafsd/internal/hostfs"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
 )
+
+// defaultTTRPC is the name of the mount API's socket in the folder of the HTTP API's.
+const defaultTTRPC = "rafsd.ttrpc"
 
 // maxTag is the longest tag of a virtio-fs device, in bytes.
 const maxTag = 36
@@ -25,12 +31,14 @@ type virtiofsArgs struct {
 	tag         string // "" = none
 
 	bootstrap  string // "" = no image is mounted from the start
+	prefetch   string // file with a list of paths; "" = none
 	sharedDir  string // "" = no directory of the host is
 	configFile string
 	localfsDir string
 	mountpoint string
 
 	apisock    string // "" = no API
+	ttrpc      string // "" = no mount API
 	id         string
 	supervisor string
 
@@ -58,8 +66,8 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 	v := &virtiofsArgs{
 		sock: a.values["sock"], fd: -1, tag: a.values["tag"],
 		bootstrap: a.values["bootstrap"], configFile: a.values["config"], localfsDir: a.values["localfs-dir"],
-		mountpoint: "/", sharedDir: a.values["shared-dir"], as: asSubcommand,
-		apisock: a.values["apisock"], id: a.values["id"], supervisor: a.values["supervisor"],
+		mountpoint: "/", sharedDir: a.values["shared-dir"], prefetch: a.values["prefetch-files"], as: asSubcommand,
+		apisock: a.values["apisock"], ttrpc: a.values["ttrpc"], id: a.values["id"], supervisor: a.values["supervisor"],
 		logFile: a.values["log-file"], ignored: a.ignored,
 	}
 	if len(a.words) > 0 {
@@ -69,6 +77,9 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 		if value == "" && findLong(virtiofsOptions, name).value != "" {
 			return nil, usagef("--%s: the value is empty", name)
 		}
+	}
+	if v.ttrpc == "" && v.apisock != "" {
+		v.ttrpc = filepath.Join(filepath.Dir(v.apisock), defaultTTRPC)
 	}
 	for _, check := range []func(*arguments) error{v.socket, v.mount, v.identity} {
 		if err := check(a); err != nil {
@@ -88,7 +99,7 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 
 // alone tells whether nothing can ever be mounted but what is from the start.
 func (v *virtiofsArgs) alone() bool {
-	return v.apisock == "" && v.mountpoint == "/" && (v.bootstrap != "" || v.sharedDir != "")
+	return v.apisock == "" && v.ttrpc == "" && v.mountpoint == "/" && (v.bootstrap != "" || v.sharedDir != "")
 }
 
 // directorySettings turns settings, which were checked, into options.
@@ -209,4 +220,34 @@ func (v *virtiofsArgs) mountConfig() (*config.Config, error) {
 		c.Backend.Registry.Auth = config.NewSecret(auth)
 	}
 	return c, nil
+}
+
+// maxPrefetchList bounds the file of --prefetch-files.
+const maxPrefetchList = 16 << 20
+
+// prefetchList reads the file of --prefetch-files: a path inside the image on each
+// line, empty lines apart.
+func (v *virtiofsArgs) prefetchList() ([]string, error) {
+	if v.prefetch == "" {
+		return nil, nil
+	}
+	f, err := hostfs.OpenRegular(v.prefetch)
+	if err != nil {
+		return nil, fmt.Errorf("--prefetch-files: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxPrefetchList+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("--prefetch-files: %w", err)
+	case len(text) > maxPrefetchList:
+		return nil, fmt.Errorf("--prefetch-files: %s is longer than %d bytes", v.prefetch, maxPrefetchList)
+	}
+	var paths []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimRight(line, "\r\n"); line != "" {
+			paths = append(paths, line)
+		}
+	}
+	return paths, nil
 }

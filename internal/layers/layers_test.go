@@ -30,6 +30,8 @@ var forbidden = []struct {
 	{"cmd/rafs-guest", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration", "net/http"}},
 	{"internal/vmm", []string{"fuseproto", "rafs", "blobstore", "shim-integration", "vhostuser/session", "vhostuser/virtqueue"}},
 	{"internal/hostfs", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
+	{"internal/apisock", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
+	{"shim-integration/mountapi/client", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration/daemon", "net/http"}},
 	{"internal/confine", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
 }
 

@@ -60,7 +60,7 @@ func newMachine(tb testing.TB, version testimage.Version, queues int) *machine {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := d.MountImage(tb.Context(), "/", img.Bootstrap, c); err != nil {
+	if err := d.MountImage(tb.Context(), "/", img.Bootstrap, c, nil); err != nil {
 		tb.Fatal(err)
 	}
 	m := &machine{}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,12 +10,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
+	"github.com/rafsd/rafsd/rafs/open"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
 )
@@ -56,6 +59,9 @@ type Daemon struct {
 	// changing are the mountpoints that a remount has taken; guarded by mu.
 	changing map[string]bool
 
+	watchers watchers
+	frontEnd atomic.Bool // one is connected
+
 	making  sync.WaitGroup // mounts being made; grows only under mu and before STOPPED
 	closing sync.WaitGroup // goroutines of logClose
 }
@@ -63,9 +69,10 @@ type Daemon struct {
 // opener opens what is mounted.
 type opener interface {
 	// openImage returns the file system of the image whose bootstrap is source.
-	// It does not wait for a network. stop makes requests that wait in it end
+	// It does not wait for a network. pin, unless nil, is what the bootstrap's SHA-256
+	// must be. stop makes requests that wait in it end
 	// soon. If the file system is an io.Closer, whoever has it closes it.
-	openImage(ctx context.Context, source string, c *config.Config) (fs fuseproto.FileSystem, stop func(), err error)
+	openImage(ctx context.Context, source string, c *config.Config, pin *[32]byte) (fs fuseproto.FileSystem, stop func(), err error)
 	// Close gives up what is shared by mounts; all of them are closed before.
 	Close() error
 }
@@ -73,7 +80,19 @@ type opener interface {
 // New returns a Daemon in state INIT without mounts. Its clock for the first
 // front-end runs from now.
 func New(o Options) (*Daemon, error) {
-	return newDaemon(o, newImages(o))
+	var d *Daemon
+	images := newImages(o, func(failing bool, what string) { d.backendHealth(failing, what) })
+	d, err := newDaemon(o, images)
+	return d, err
+}
+
+// backendHealth tells watchers that a back-end began to fail, or works again.
+func (d *Daemon) backendHealth(failing bool, what string) {
+	kind := EventBackendRecovered
+	if failing {
+		kind = EventBackendFailing
+	}
+	d.watchers.tell(Event{Kind: kind, Message: what})
 }
 
 func newDaemon(o Options, open opener) (*Daemon, error) {
@@ -108,6 +127,7 @@ func (d *Daemon) event(e event) error {
 		return err
 	}
 	d.state = to
+	d.watchers.tell(Event{Kind: EventState, State: to})
 	return nil
 }
 
@@ -142,17 +162,38 @@ func (d *Daemon) Mount(ctx context.Context, r MountRequest) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", at, err)
 	}
-	return d.MountImage(ctx, at, r.Source, c)
+	if err := checkPaths(r.PrefetchFiles); err != nil {
+		return fmt.Errorf("mount %s: %w", at, err)
+	}
+	return d.mountImageAt(ctx, r, at, c)
 }
 
-// MountImage mounts the image whose bootstrap is the file source.
-func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *config.Config) error {
-	err := d.mountAt(mountpoint, func(at string) (*MountInfo, error) { return d.mountImage(ctx, at, source, c) })
+// MountImage mounts the image whose bootstrap is the file source, and fetches the
+// files that prefetch names, and what the configuration wants, in the background.
+func (d *Daemon) MountImage(ctx context.Context, mountpoint, source string, c *config.Config, prefetch []string) error {
+	if err := checkPaths(prefetch); err != nil {
+		return fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	return d.mountImageAt(ctx, MountRequest{Source: source, PrefetchFiles: prefetch}, mountpoint, c)
+}
+
+func (d *Daemon) mountImageAt(ctx context.Context, r MountRequest, mountpoint string, c *config.Config) error {
+	var m *image
+	err := d.mountAt(mountpoint, func(at string) (*MountInfo, error) {
+		info, fs, err := d.mountImage(ctx, at, r, c)
+		m, _ = fs.(*image)
+		return info, err
+	})
 	if err != nil {
 		return err
 	}
 	if ignored := c.Ignored(); len(ignored) > 0 {
 		d.log.Warn("configuration: these keys have no effect", "mountpoint", mountpoint, "keys", strings.Join(ignored, ", "))
+	}
+	if m != nil {
+		if err := d.prefetch(m, mountpoint, orderOf(c, r.PrefetchFiles)); err != nil {
+			d.log.Warn("nothing is prefetched", "mountpoint", mountpoint, "err", err) // it was unmounted already
+		}
 	}
 	return nil
 }
@@ -180,6 +221,7 @@ func (d *Daemon) mountAt(mountpoint string, make func(at string) (*MountInfo, er
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", at, err)
 	}
+	d.watchers.tell(Event{Kind: EventMounted, Mountpoint: at})
 	d.log.Info("mounted", "mountpoint", at, "type", info.FSType, "source", info.Source, "took", time.Since(start))
 	return nil
 }
@@ -199,22 +241,47 @@ func (d *Daemon) reserve(at string) error {
 	return nil
 }
 
-func (d *Daemon) mountImage(ctx context.Context, at, source string, c *config.Config) (*MountInfo, error) {
-	if source == "" {
-		return nil, fmt.Errorf("%w: the source is empty", ErrInvalid)
-	}
-	if err := c.Supported(); err != nil {
-		return nil, err
-	}
-	fs, stop, err := d.open.openImage(ctx, source, c)
+func (d *Daemon) mountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, fuseproto.FileSystem, error) {
+	fs, stop, err := d.openRequested(ctx, r, c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m, err := d.tree.Mount(ctx, at, fs, vfs.MountOptions{Static: d.opts.Alone, Stop: stop})
 	if err != nil {
-		return nil, errors.Join(classOf(err), closeFS(fs))
+		return nil, nil, errors.Join(classOf(err), closeFS(fs))
 	}
-	return &MountInfo{Mountpoint: at, FSType: FSRafs, Source: source, Mounted: m.Since, Config: c}, nil
+	return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSRafs, Source: r.Source, Mounted: m.Since, Config: c}, fs, nil
+}
+
+// openRequested opens the image that r asks for.
+func (d *Daemon) openRequested(ctx context.Context, r MountRequest, c *config.Config) (fuseproto.FileSystem, func(), error) {
+	if r.Source == "" {
+		return nil, nil, fmt.Errorf("%w: the source is empty", ErrInvalid)
+	}
+	pin, err := parseDigest(r.BootstrapDigest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.Supported(); err != nil {
+		return nil, nil, err
+	}
+	fs, stop, err := d.open.openImage(ctx, r.Source, c, pin)
+	if errors.Is(err, open.ErrDigest) {
+		err = fmt.Errorf("%w: %w", ErrPinned, err)
+	}
+	return fs, stop, err
+}
+
+// parseDigest reads a SHA-256 in hex, nil if there is none.
+func parseDigest(s string) (*[32]byte, error) {
+	if s == "" {
+		return nil, nil
+	}
+	b, err := hex.DecodeString(strings.TrimPrefix(s, "sha256:"))
+	if err != nil || len(b) != 32 {
+		return nil, fmt.Errorf("%w: bootstrap digest %.80q is not a SHA-256 in hex", ErrInvalid, s)
+	}
+	return (*[32]byte)(b), nil
 }
 
 func closeFS(fs fuseproto.FileSystem) error {
@@ -246,6 +313,7 @@ func (d *Daemon) Umount(_ context.Context, mountpoint string) error {
 	delete(d.mounts, at)
 	d.releaseIdle()
 	d.closing.Go(func() { d.logClose(at, closed) })
+	d.watchers.tell(Event{Kind: EventUmounted, Mountpoint: at})
 	d.log.Info("unmounted", "mountpoint", at)
 	return nil
 }
@@ -290,12 +358,27 @@ func cleanMountpoint(mountpoint string) (string, error) {
 	return path.Clean(mountpoint), nil
 }
 
+// CleanMountpoint returns the one form of a mountpoint that all its spellings share;
+// what is no mountpoint stays as it is.
+func CleanMountpoint(mountpoint string) string {
+	if at, err := cleanMountpoint(mountpoint); err == nil {
+		return at
+	}
+	return mountpoint
+}
+
 // FrontEndConnected and FrontEndGone tell the daemon of its VMM, for its end of
 // life.
-func (d *Daemon) FrontEndConnected() { d.life.connect() }
+func (d *Daemon) FrontEndConnected() {
+	d.life.connect()
+	d.frontEnd.Store(true)
+	d.watchers.tell(Event{Kind: EventFrontEndConnected})
+}
 
 // FrontEndGone is the counterpart of FrontEndConnected.
 func (d *Daemon) FrontEndGone() {
+	d.frontEnd.Store(false)
+	d.watchers.tell(Event{Kind: EventFrontEndGone})
 	d.life.disconnect(d.server.Counters().Ops[fuseproto.OpInit].Requests > 0)
 }
 
@@ -310,6 +393,8 @@ func (d *Daemon) Close() error {
 	d.mu.Lock()
 	stopped := d.state == StateStopped
 	d.state = StateStopped
+	d.watchers.tell(Event{Kind: EventState, State: StateStopped})
+	d.watchers.close()
 	d.mu.Unlock()
 	if stopped {
 		return nil

@@ -32,7 +32,7 @@ type fakeFS struct {
 	images *fakeImages
 }
 
-func (f *fakeImages) openImage(_ context.Context, source string, _ *config.Config) (fuseproto.FileSystem, func(), error) {
+func (f *fakeImages) openImage(_ context.Context, source string, _ *config.Config, _ *[32]byte) (fuseproto.FileSystem, func(), error) {
 	if f.begun != nil {
 		f.begun <- struct{}{}
 		<-f.wait
@@ -236,7 +236,7 @@ func TestAloneRefusesMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.MountImage(t.Context(), "/", "/image", c); err != nil {
+	if err := d.MountImage(t.Context(), "/", "/image", c, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Mount(t.Context(), request("/a")); !errors.Is(err, ErrState) {

@@ -34,7 +34,7 @@ func (d *Daemon) MountDirectory(ctx context.Context, mountpoint, source string) 
 		if err != nil {
 			return nil, errors.Join(classOf(err), fs.Close())
 		}
-		return &MountInfo{Mountpoint: at, FSType: FSPassthrough, Source: source, Mounted: m.Since}, nil
+		return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSPassthrough, Source: source, Mounted: m.Since}, nil
 	})
 }
 

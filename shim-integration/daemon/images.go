@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,13 +26,15 @@ import (
 type images struct {
 	opts   Options
 	stores stores
+	demand atomic.Int64 // reads that wait for data
+	health func(failing bool, what string)
 
 	mu   sync.Mutex
 	temp string // folder for mounts without one, "" until needed; guarded by mu
 }
 
-func newImages(o Options) *images {
-	i := &images{opts: o}
+func newImages(o Options, health func(failing bool, what string)) *images {
+	i := &images{opts: o, health: health}
 	i.stores = stores{open: i.openStore, refs: make(map[config.Key]*sharedStore)}
 	return i
 }
@@ -42,8 +45,13 @@ type image struct {
 	meter   fsMeter
 	blobs   []*blobstore.Blob // the FS's
 	store   *openStore
-	stop    context.CancelFunc
+	stop    context.CancelFunc // ends mounted
 	release func() error
+
+	mounted  context.Context
+	demand   *atomic.Int64 // reads of any guest that wait for data now
+	fetcher  prefetcher
+	fetching sync.WaitGroup // prefetches; grows only under looked and before closed
 
 	// looked is held while somebody looks at blobs from outside of a request, and
 	// closed is true once they are gone.
@@ -52,8 +60,8 @@ type image struct {
 }
 
 // openImage implements opener.
-func (i *images) openImage(_ context.Context, source string, c *config.Config) (fuseproto.FileSystem, func(), error) {
-	img, err := open.Image(source, open.Options{VerifyMetadata: c.RAFS.VerifyMetadata})
+func (i *images) openImage(_ context.Context, source string, c *config.Config, pin *[32]byte) (fuseproto.FileSystem, func(), error) {
+	img, err := open.Image(source, open.Options{VerifyMetadata: c.RAFS.VerifyMetadata, Digest: pin})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -69,14 +77,14 @@ func (i *images) openImage(_ context.Context, source string, c *config.Config) (
 			return nil, err
 		}
 		blobs = append(blobs, b)
-		return &mountedBlob{b, mounted}, nil
+		return &mountedBlob{b, mounted, &i.demand}, nil
 	}
 	f, err := rafsfs.New(img, openBlob, rafsfs.Options{EnableXattr: c.RAFS.EnableXattr})
 	if err != nil {
 		stop()
 		return nil, nil, errors.Join(err, img.Close(), release())
 	}
-	m := &image{FS: f, blobs: blobs, store: store, stop: stop, release: release}
+	m := &image{FS: f, blobs: blobs, store: store, stop: stop, release: release, mounted: mounted, demand: &i.demand}
 	m.meter.files = newFileMeter(c.RAFS.IOStatsFiles, c.RAFS.AccessPattern, c.RAFS.LatestReadFiles)
 	return m, stop, nil
 }
@@ -87,6 +95,7 @@ func (m *image) Close() error {
 	m.looked.Lock()
 	m.closed = true
 	m.looked.Unlock()
+	m.fetching.Wait()
 	return errors.Join(m.FS.Close(), m.release())
 }
 
@@ -109,10 +118,13 @@ func (m *image) allReady(ctx context.Context) (bool, error) {
 type mountedBlob struct {
 	*blobstore.Blob
 	mounted context.Context
+	demand  *atomic.Int64
 }
 
 // Fetch waits as the blob does, but no longer than the mount is there.
 func (b *mountedBlob) Fetch(ctx context.Context, first, last uint32) error {
+	b.demand.Add(1)
+	defer b.demand.Add(-1)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(b.mounted, func() { cancel(errUnmounted) })()
@@ -144,7 +156,13 @@ func (i *images) openStore(c *config.Config) (*openStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := live.New(place)
+	b := live.New(place, func(err error) {
+		if err != nil {
+			i.health(true, fmt.Sprintf("%s: %v", place.Name(), err))
+		} else {
+			i.health(false, place.Name())
+		}
+	})
 	dir, err := i.cacheDir(c)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())

@@ -151,6 +151,18 @@ type PrefetchFigures struct {
 	Begin, End      time.Time // zero: not yet
 }
 
+// add joins the figures of two images.
+func (f *PrefetchFigures) add(o PrefetchFigures) {
+	f.Bytes += o.Bytes
+	f.Requests += o.Requests
+	if !o.Begin.IsZero() && (f.Begin.IsZero() || o.Begin.Before(f.Begin)) {
+		f.Begin = o.Begin
+	}
+	if o.End.After(f.End) {
+		f.End = o.End
+	}
+}
+
 // CacheMetrics returns the counters of the images whose configuration has that id.
 func (d *Daemon) CacheMetrics(ctx context.Context, id string) (CacheMetrics, error) {
 	all, err := d.imagesOf(id)
@@ -162,6 +174,7 @@ func (d *Daemon) CacheMetrics(ctx context.Context, id string) (CacheMetrics, err
 		f := m.meter.metrics()
 		out.Whole += f.WholeHits
 		out.Partial += f.Partial
+		out.Prefetch.add(m.fetcher.figures())
 		for _, b := range m.blobs {
 			out.Blobs = append(out.Blobs, b.ID())
 		}

@@ -29,7 +29,7 @@ func (d *Daemon) Remount(ctx context.Context, r MountRequest) error {
 		return err
 	}
 	defer d.making.Done()
-	info, err := d.remountImage(ctx, at, r.Source, c)
+	info, err := d.remountImage(ctx, at, r, c)
 	d.mu.Lock()
 	delete(d.changing, at)
 	if err == nil {
@@ -39,6 +39,7 @@ func (d *Daemon) Remount(ctx context.Context, r MountRequest) error {
 	if err != nil {
 		return fmt.Errorf("remount %s: %w", at, err)
 	}
+	d.watchers.tell(Event{Kind: EventRemounted, Mountpoint: at})
 	d.log.Info("remounted", "mountpoint", at, "source", r.Source)
 	return nil
 }
@@ -64,14 +65,8 @@ func (d *Daemon) beginRemount(at string) error {
 	return nil
 }
 
-func (d *Daemon) remountImage(ctx context.Context, at, source string, c *config.Config) (*MountInfo, error) {
-	if source == "" {
-		return nil, fmt.Errorf("%w: the source is empty", ErrInvalid)
-	}
-	if err := c.Supported(); err != nil {
-		return nil, err
-	}
-	fs, stop, err := d.open.openImage(ctx, source, c)
+func (d *Daemon) remountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, error) {
+	fs, stop, err := d.openRequested(ctx, r, c)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +79,7 @@ func (d *Daemon) remountImage(ctx context.Context, at, source string, c *config.
 		return nil, errors.Join(classOf(err), closeFS(fs))
 	}
 	d.closing.Go(func() { d.logClose(at, closed) })
-	return &MountInfo{Mountpoint: at, FSType: FSRafs, Source: source, Mounted: m.Since, Config: c}, nil
+	return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSRafs, Source: r.Source, Mounted: m.Since, Config: c}, nil
 }
 
 // digester is an image that can tell the digest of its bootstrap.

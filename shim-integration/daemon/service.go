@@ -30,6 +30,7 @@ type Info struct {
 // MountInfo describes one mount.
 type MountInfo struct {
 	Mountpoint string // absolute, clean
+	ID         uint32 // of the mount in the guest's tree: never used twice
 	FSType     FSType
 	Source     string
 	Mounted    time.Time
@@ -51,6 +52,8 @@ type MountRequest struct {
 	FSType     string // as the caller spelled it
 	Source     string // of an image: path of its bootstrap
 	Config     string // configuration text
+	// BootstrapDigest pins the SHA-256 of an image's bootstrap, in hex; "" does not.
+	BootstrapDigest string
 	// PrefetchFiles are absolute paths inside the image.
 	PrefetchFiles []string
 }
@@ -63,5 +66,6 @@ var (
 	ErrInvalid     = errors.New("invalid argument")
 	ErrUnsupported = errors.New("not supported yet")
 	ErrState       = errors.New("not possible in this state")
+	ErrPinned      = errors.New("not the image that was asked for")
 	ErrStopping    = errors.New("the daemon is stopping")
 )

@@ -22,7 +22,7 @@ func localConfig(t *testing.T, workDir string) *config.Config {
 }
 
 func TestStoresAreShared(t *testing.T) {
-	i := newImages(Options{Log: slog.New(slog.DiscardHandler)})
+	i := newImages(Options{Log: slog.New(slog.DiscardHandler)}, func(bool, string) {})
 	dir, other := t.TempDir(), t.TempDir()
 	a, releaseA, err := i.stores.acquire(localConfig(t, dir))
 	if err != nil {
@@ -61,7 +61,7 @@ func TestStoresAreShared(t *testing.T) {
 }
 
 func TestAStoreThatDoesNotOpen(t *testing.T) {
-	i := newImages(Options{Log: slog.New(slog.DiscardHandler)})
+	i := newImages(Options{Log: slog.New(slog.DiscardHandler)}, func(bool, string) {})
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -82,20 +82,20 @@ func TestCacheDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("the configuration's", func(t *testing.T) {
-		i := newImages(Options{Cache: config.CacheSettings{Dir: "/ours"}})
+		i := newImages(Options{Cache: config.CacheSettings{Dir: "/ours"}}, func(bool, string) {})
 		if dir, err := i.cacheDir(localConfig(t, "/theirs")); err != nil || dir != "/theirs" {
 			t.Errorf("%s, %v", dir, err)
 		}
 	})
 	t.Run("ours", func(t *testing.T) {
-		i := newImages(Options{Cache: config.CacheSettings{Dir: "/ours"}})
+		i := newImages(Options{Cache: config.CacheSettings{Dir: "/ours"}}, func(bool, string) {})
 		if dir, err := i.cacheDir(none); err != nil || dir != "/ours" {
 			t.Errorf("%s, %v", dir, err)
 		}
 	})
 	t.Run("temporary", func(t *testing.T) {
 		t.Setenv("TMPDIR", t.TempDir())
-		i := newImages(Options{})
+		i := newImages(Options{}, func(bool, string) {})
 		first, err := i.cacheDir(none)
 		if err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ func TestVerifyMetadata(t *testing.T) {
 	if err := os.WriteFile(bad, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	images := newImages(Options{Log: slog.New(slog.DiscardHandler)})
+	images := newImages(Options{Log: slog.New(slog.DiscardHandler)}, func(bool, string) {})
 	for _, tt := range []struct {
 		bootstrap, blobs string
 		verify           bool
@@ -49,7 +49,7 @@ func TestVerifyMetadata(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fs, stop, err := images.openImage(t.Context(), tt.bootstrap, c)
+		fs, stop, err := images.openImage(t.Context(), tt.bootstrap, c, nil)
 		if err == nil {
 			stop()
 			err = fs.(*image).Close()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/rafsd/rafsd/internal/apisock"
 	"github.com/rafsd/rafsd/rafs"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
 )
@@ -60,11 +61,16 @@ func NewServer(service Service, log *slog.Logger) *Server {
 
 // Serve answers on l until Close; it closes l. It returns nil after Close.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(bound(l, s.log)); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(apisock.Bound(l, tooMany, s.log)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
+
+// tooMany is the answer to a connection above the bound.
+const tooMany = "HTTP/1.1 503 Service Unavailable\r\nServer: Nydus API\r\nConnection: close\r\n" +
+	"Content-Type: application/json\r\nContent-Length: 62\r\n\r\n" +
+	`{"code":"UNDEFINED","message":"too many connections are open"}`
 
 // Close stops the server: requests being answered get a moment to finish, then
 // all connections are cut.

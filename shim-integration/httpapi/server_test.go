@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/rafsd/rafsd/internal/apisock"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
 	"github.com/rafsd/rafsd/shim-integration/httpapi"
@@ -74,7 +75,7 @@ func serve(t testing.TB, service httpapi.Service) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "api.sock")
-	l, err := httpapi.Listen(socket)
+	l, err := apisock.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +412,7 @@ func TestHangUpMeansDeath(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "s")
-	l, err := httpapi.Listen(socket)
+	l, err := apisock.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,13 +450,13 @@ func TestListen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := httpapi.Listen(path); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := apisock.Listen(path); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("Listen where somebody listens: %v, want in use", err)
 	}
 	stale.SetUnlinkOnClose(false)
 	stale.Close()
 	old := syscall.Umask(0)
-	l, err := httpapi.Listen(path)
+	l, err := apisock.Listen(path)
 	syscall.Umask(old)
 	if err != nil {
 		t.Fatalf("Listen on a stale socket: %v", err)
@@ -474,19 +475,19 @@ func TestListen(t *testing.T) {
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("Close removed a file of somebody else: %v", err)
 	}
-	if _, err := httpapi.Listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := apisock.Listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("Listen over a file: %v, want an error", err)
 	}
 	pad := func(n int) string { return filepath.Join(dir, strings.Repeat("x", n-len(dir)-1)) }
-	if _, err := httpapi.Listen(pad(108)); err == nil || !strings.Contains(err.Error(), "108 bytes") {
+	if _, err := apisock.Listen(pad(108)); err == nil || !strings.Contains(err.Error(), "108 bytes") {
 		t.Errorf("path of 108 bytes: %v, want an error that says so", err)
 	}
-	l, err = httpapi.Listen(pad(107))
+	l, err = apisock.Listen(pad(107))
 	if err != nil {
 		t.Fatalf("path of 107 bytes: %v", err)
 	}
 	l.Close()
-	if _, err := httpapi.Listen(filepath.Join(dir, "absent", "s")); err == nil {
+	if _, err := apisock.Listen(filepath.Join(dir, "absent", "s")); err == nil {
 		t.Error("a folder that is not there is no error")
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rafsd/rafsd/blobstore/backend"
@@ -23,6 +24,8 @@ import (
 // concurrent use.
 type Backend struct {
 	counters counters
+	health   func(error)
+	failing  atomic.Bool
 
 	mu     sync.Mutex
 	now    *generation // guarded by mu; nil after Close
@@ -36,8 +39,22 @@ type generation struct {
 	over  bool // replaced or closed; guarded by Backend.mu
 }
 
-// New wraps b, which belongs to the result from now on.
-func New(b backend.Backend) *Backend { return &Backend{now: &generation{b: b}} }
+// New wraps b, which belongs to the result from now on. health, unless it is nil, is
+// called with an error when reads begin to fail, and with nil when one succeeds
+// again; it must not wait.
+func New(b backend.Backend, health func(error)) *Backend {
+	if health == nil {
+		health = func(error) {}
+	}
+	return &Backend{now: &generation{b: b}, health: health}
+}
+
+// feel tells of a change between reads that fail and reads that do not.
+func (l *Backend) feel(err error) {
+	if l.failing.Swap(err != nil) != (err != nil) {
+		l.health(err)
+	}
+}
 
 // Replace makes further reads of all blobs go to b, which belongs to the Backend
 // from now on. Readers that are open go on; the old way is closed after the last.
@@ -106,6 +123,8 @@ func (l *Backend) Name() string {
 	return g.b.Name()
 }
 
+var errRejected = errors.New("the bytes that came were not the right ones")
+
 // Close implements backend.Backend.
 func (l *Backend) Close() error {
 	l.mu.Lock()
@@ -162,9 +181,12 @@ func (s *source) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 	r, err := src.ReadRange(ctx, off, n)
 	if err != nil {
 		s.l.counters.add(n, 0, time.Since(begin), true)
+		if ctx.Err() == nil {
+			s.l.feel(err)
+		}
 		return nil, errors.Join(err, s.l.leave(g))
 	}
-	return &reader{ReadCloser: r, l: s.l, g: g, want: n, begin: begin}, nil
+	return &reader{ReadCloser: r, ctx: ctx, l: s.l, g: g, want: n, begin: begin}, nil
 }
 
 // Size implements backend.Source.
@@ -180,24 +202,27 @@ func (s *source) Size(ctx context.Context) (int64, error) {
 // reader counts what comes and ends the use of its way.
 type reader struct {
 	io.ReadCloser
+	ctx       context.Context // of the read
 	l         *Backend
 	g         *generation
 	want, got int64
 	begin     time.Time
-	failed    bool
+	failed    error
 	closed    bool
 }
 
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
 	r.got += int64(n)
-	r.failed = r.failed || err != nil && err != io.EOF
+	if err != nil && err != io.EOF {
+		r.failed = err
+	}
 	return n, err
 }
 
 // Reject implements backend.Rejecter.
 func (r *reader) Reject() {
-	r.failed = true
+	r.failed = errRejected
 	if j, ok := r.ReadCloser.(backend.Rejecter); ok {
 		j.Reject()
 	}
@@ -209,6 +234,9 @@ func (r *reader) Close() error {
 		return err
 	}
 	r.closed = true
-	r.l.counters.add(r.want, r.got, time.Since(r.begin), r.failed)
+	r.l.counters.add(r.want, r.got, time.Since(r.begin), r.failed != nil)
+	if r.ctx.Err() == nil {
+		r.l.feel(r.failed)
+	}
 	return errors.Join(err, r.l.leave(r.g))
 }

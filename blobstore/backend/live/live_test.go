@@ -74,7 +74,7 @@ func read(t *testing.T, s backend.Source, n int64) string {
 // open keeps the old one alive, and nothing else does.
 func TestReplace(t *testing.T) {
 	a, b := &place{name: "a"}, &place{name: "b"}
-	l := live.New(a)
+	l := live.New(a, nil)
 	s, err := l.Blob("x")
 	if err != nil {
 		t.Fatal(err)
@@ -114,14 +114,15 @@ func TestReplace(t *testing.T) {
 	if err := l.Replace(&place{}); err == nil {
 		t.Error("a replacement after the close succeeds")
 	}
-	if _, err := live.New(&place{}).Blob("bad"); !errors.Is(err, backend.ErrID) {
+	if _, err := live.New(&place{}, nil).Blob("bad"); !errors.Is(err, backend.ErrID) {
 		t.Errorf("a bad id: %v", err)
 	}
 }
 
 func TestStats(t *testing.T) {
 	p := &place{name: "p"}
-	l := live.New(p)
+	var health []error
+	l := live.New(p, func(err error) { health = append(health, err) })
 	s, err := l.Blob("x")
 	if err != nil {
 		t.Fatal(err)
@@ -147,6 +148,12 @@ func TestStats(t *testing.T) {
 	var sum uint64
 	for _, n := range got.Latency {
 		sum += n
+	}
+	p.err = nil
+	read(t, s, 1)
+	read(t, s, 1)
+	if len(health) != 2 || health[0] == nil || health[1] != nil {
+		t.Errorf("the health was %v, want an error and its end", health)
 	}
 	if sum != 4 || rejected.Load() != 1 {
 		t.Errorf("%d reads by latency, want 4; %d rejected, want 1", sum, rejected.Load())

@@ -1,4 +1,4 @@
-package httpapi
+package apisock
 
 import (
 	"log/slog"
@@ -10,31 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxConns bounds the connections of the API: silent ones are never closed, since
+// maxConns bounds the connections of an API: silent ones are never closed, since
 // some callers take that for the daemon's death, so that a caller that forgets its
 // connections must not use up the descriptors that guests need.
 const maxConns = 4096
 
-// tooMany is the answer to a connection above the bound.
-const tooMany = "HTTP/1.1 503 Service Unavailable\r\nServer: Nydus API\r\nConnection: close\r\n" +
-	"Content-Type: application/json\r\nContent-Length: 62\r\n\r\n" +
-	`{"code":"UNDEFINED","message":"too many connections are open"}`
-
-// bound returns l with at most maxConns connections at a time, fewer if the process
-// may not open that many files.
-func bound(l net.Listener, log *slog.Logger) net.Listener {
+// Bound returns l with at most 4096 connections at a time, fewer if the process may
+// not open that many files. One above that gets the refusal and is closed.
+func Bound(l net.Listener, refusal string, log *slog.Logger) net.Listener {
 	most := int64(maxConns)
 	var lim unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
 		most = min(most, int64(min(lim.Cur, 1<<40)/4))
 	}
-	return &boundListener{Listener: l, most: most, log: log}
+	return &boundListener{Listener: l, most: most, refusal: []byte(refusal), log: log}
 }
 
 type boundListener struct {
 	net.Listener
-	most int64
-	open atomic.Int64
+	most    int64
+	refusal []byte
+	open    atomic.Int64
 	log  *slog.Logger
 	told atomic.Int64 // when the last warning was, in seconds
 }
@@ -54,7 +50,7 @@ func (l *boundListener) Accept() (net.Conn, error) {
 		}
 		// The socket's own buffer takes it: nobody is waited for.
 		_ = c.SetWriteDeadline(time.Now().Add(time.Millisecond))
-		_, _ = c.Write([]byte(tooMany))
+		_, _ = c.Write(l.refusal)
 		_ = c.Close()
 	}
 }
@@ -65,6 +61,9 @@ type boundConn struct {
 	l    *boundListener
 	once sync.Once
 }
+
+// NetConn returns the connection itself.
+func (c *boundConn) NetConn() net.Conn { return c.Conn }
 
 func (c *boundConn) Close() error {
 	err := c.Conn.Close()
