@@ -245,7 +245,8 @@ func TestL44_TerminatedUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, c := p.guest()
-	ctx := testContext(t)
+	ctx, over := context.WithCancel(testContext(t))
+	defer over()
 	e, err := c.Resolve(ctx, "/containers/file")
 	if err != nil {
 		t.Fatal(err)
@@ -273,6 +274,7 @@ func TestL44_TerminatedUnderLoad(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	p.stop(syscall.SIGTERM)
+	over() // what was not answered is lost
 	for range 4 {
 		if n := <-done; n == 0 {
 			t.Error("no read was answered before")

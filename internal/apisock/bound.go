@@ -31,8 +31,8 @@ type boundListener struct {
 	most    int64
 	refusal []byte
 	open    atomic.Int64
-	log  *slog.Logger
-	told atomic.Int64 // when the last warning was, in seconds
+	log     *slog.Logger
+	told    atomic.Int64 // when the last warning was, in seconds
 }
 
 func (l *boundListener) Accept() (net.Conn, error) {
