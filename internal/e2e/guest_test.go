@@ -32,6 +32,23 @@ func TestGuestQEMU(t *testing.T) {
 
 // TestMatrix boots every guest that we know.
 func TestMatrix(t *testing.T) {
+	matrix(t, func(t *testing.T, c testguest.Config) { corpusInGuest(t, c, corpus.Variants(t)) })
+}
+
+// TestMatrixOfSandboxes leads sandboxes' lives with each of them.
+func TestMatrixOfSandboxes(t *testing.T) {
+	matrix(t, func(t *testing.T, c testguest.Config) {
+		t.Run("kata-go", func(t *testing.T) { kataGo.life(t, c) })
+		t.Run("kata-rust", func(t *testing.T) { kataRust.life(t, c) })
+		t.Run("submounts", func(t *testing.T) { submountsOfKata(t, c) })
+		t.Run("submounts-virtiofsd", func(t *testing.T) { submountsOfVirtiofsd(t, c) })
+		t.Run("dax", func(t *testing.T) { daxWithoutWindow(t, c) })
+	})
+}
+
+// matrix runs f with every guest that we know.
+func matrix(t *testing.T, f func(t *testing.T, c testguest.Config)) {
+	t.Helper()
 	if os.Getenv("RAFSD_MATRIX") != "1" {
 		t.Skip("long: make test-matrix")
 	}
@@ -41,7 +58,7 @@ func TestMatrix(t *testing.T) {
 			// ends newer kernels in their allocator whatever devices they have.
 			c.QEMUArgs = []string{"-cpu", "max,-cx16"}
 		}
-		t.Run(c.String(), func(t *testing.T) { corpusInGuest(t, c, corpus.Variants(t)) })
+		t.Run(c.String(), func(t *testing.T) { f(t, c) })
 	}
 }
 
