@@ -43,6 +43,8 @@ func TestMatrixOfSandboxes(t *testing.T) {
 		t.Run("submounts", func(t *testing.T) { submountsOfKata(t, c) })
 		t.Run("submounts-virtiofsd", func(t *testing.T) { submountsOfVirtiofsd(t, c) })
 		t.Run("dax", func(t *testing.T) { daxWithoutWindow(t, c) })
+		t.Run("thousand", func(t *testing.T) { thousandMountsGiveBack(t, c) })
+		t.Run("shim", func(t *testing.T) { shimDrives(t, c) })
 	})
 }
 
