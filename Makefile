@@ -32,6 +32,10 @@ test: ## all tests with the race detector (guests are booted where they can be)
 	$(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 	$(GO) test -run 'Alloc|SteadyState' $(HIT_PATH)
 
+.PHONY: contract
+contract: ## the HTTP API against nydus-snapshotter's own client (a module of its own)
+	cd shim-integration/contract && $(GO) vet ./... && $(GO) test -timeout $(TEST_TIMEOUT) ./...
+
 .PHONY: test-matrix
 test-matrix: build ## boot every guest kernel and VMM that we know (long)
 	RAFSD_MATRIX=1 $(GO) test -count=1 -timeout 60m -run 'Matrix' -v ./internal/e2e

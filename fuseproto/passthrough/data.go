@@ -55,7 +55,12 @@ func (fs *FS) Read(op *fuseproto.Op, id uint64, in *fuseproto.ReadIn, out *fusep
 		if v.load(segs, n) == 0 {
 			break
 		}
-		k, err := v.preadv(f.d.fd, int64(in.Offset)+int64(n), flags)
+		var k int
+		if flags == unix.RWF_NOWAIT && size-n <= maxCached {
+			k, err = v.readCached(f.d.fd, int64(in.Offset)+int64(n))
+		} else {
+			k, err = v.preadv(f.d.fd, int64(in.Offset)+int64(n), flags)
+		}
 		switch {
 		case err == nil && k == 0:
 			size = n // the end of the file
@@ -66,7 +71,7 @@ func (fs *FS) Read(op *fuseproto.Op, id uint64, in *fuseproto.ReadIn, out *fusep
 		case flags != 0 && err == unix.EOPNOTSUPP:
 			f.node.mount.waits.Store(true)
 			return fuseproto.ErrWouldBlock
-		case flags != 0 && err == unix.EAGAIN:
+		case flags != 0 && (err == unix.EAGAIN || err == unix.EINTR):
 			return fuseproto.ErrWouldBlock
 		}
 		return mayFault(err)

@@ -204,12 +204,6 @@ func (c *Config) Ignored() []string {
 	if r := c.Backend.Registry; r != nil {
 		add(r.Proxy.DragonflySchedulerEndpoint != "", "backend.registry.proxy.dragonfly_scheduler_endpoint")
 	}
-	if r := c.RAFS; r != nil {
-		add(r.Prefetch.Enable, "rafs.prefetch")
-		add(r.IOStatsFiles, "rafs.iostats_files")
-		add(r.AccessPattern, "rafs.access_pattern")
-		add(r.LatestReadFiles, "rafs.latest_read_files")
-	}
 	add(len(c.ExternalBackends) > 0, "external_backends")
 	return out
 }
