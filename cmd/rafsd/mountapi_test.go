@@ -93,6 +93,17 @@ func (e *events) has(want ...string) bool {
 	return true
 }
 
+func (e *events) count(what string) (n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, have := range e.all {
+		if have == what {
+			n++
+		}
+	}
+	return n
+}
+
 // TestShim does what a shim does with three images while a guest reads them.
 func TestShim(t *testing.T) {
 	v6, v5 := corpusVariant(t, "v6-dir-zstd-blake3-small"), corpusVariant(t, "v5-dir-lz4-blake3-small")
@@ -244,10 +255,58 @@ func TestPrefetch(t *testing.T) {
 	if !cache.Ready {
 		t.Errorf("after all of it: %+v", cache)
 	}
+	// A remount prefetches too: into a new cache, so that there is something to do.
+	again := &mountv1.MountRequest{Mountpoint: "/all", Source: v.bootstrap, Config: registryConfig(r, shortDir(t), ""), PrefetchFiles: []string{"relative"}}
+	if _, err := api.Remount(ctx, again); !errors.Is(err, client.ErrInvalid) {
+		t.Errorf("a remount with a relative path to prefetch: %v", err)
+	}
+	again.PrefetchFiles = []string{"/"}
+	if _, err := api.Remount(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "all is prefetched after a remount", func() bool { return seen.count("PREFETCHED /all") == 2 })
 	r.Close()
 	_, c := p.guest()
 	for _, e := range filesOfDifferentChunks(t, v) {
 		checkFile(t, c, "/all", e)
+	}
+	p.stop(syscall.SIGTERM)
+}
+
+// TestMountAPIBounds: what clients ask for and leave behind does not pile up.
+func TestMountAPIBounds(t *testing.T) {
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	r := startRegistry(t, v, testregistry.Options{})
+	p := startAPI(t)
+	api, ctx := p.mountAPI(), testContext(t)
+	for range 300 { // more than may watch at a time
+		left := errors.New("left")
+		if err := api.Watch(ctx, func(*mountv1.Event) error { return left }); err != nil && !errors.Is(err, left) && !errors.Is(err, client.ErrPrecondition) {
+			t.Fatal(err)
+		}
+	}
+	waitUntil(t, "a watch has room", func() bool {
+		found := errors.New("found")
+		return errors.Is(api.Watch(ctx, func(*mountv1.Event) error { return found }), found)
+	})
+	r.Close() // orders wait
+	if _, err := api.Mount(ctx, &mountv1.MountRequest{Mountpoint: "/a", Source: v.bootstrap, Config: registryConfig(r, shortDir(t), "")}); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for range 100 {
+		err := api.Prefetch(ctx, "/a")
+		if errors.Is(err, client.ErrPrecondition) {
+			refused++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused == 0 {
+		t.Error("100 orders on an image whose registry is gone were all taken")
+	}
+	if err := api.Umount(ctx, "/a"); err != nil {
+		t.Fatal(err)
 	}
 	p.stop(syscall.SIGTERM)
 }

@@ -320,6 +320,7 @@ func (s *service) stop() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		s.daemon.Ending()
 		if s.api != nil {
 			s.report(s.api.Close())
 		}

@@ -55,6 +55,7 @@ type Daemon struct {
 
 	mu     sync.Mutex
 	state  State                 // guarded by mu
+	closed bool                  // guarded by mu
 	mounts map[string]*MountInfo // by mountpoint; nil while being made; guarded by mu
 	// changing are the mountpoints that a remount has taken; guarded by mu.
 	changing map[string]bool
@@ -190,12 +191,18 @@ func (d *Daemon) mountImageAt(ctx context.Context, r MountRequest, mountpoint st
 	if ignored := c.Ignored(); len(ignored) > 0 {
 		d.log.Warn("configuration: these keys have no effect", "mountpoint", mountpoint, "keys", strings.Join(ignored, ", "))
 	}
-	if m != nil {
-		if err := d.prefetch(m, mountpoint, orderOf(c, r.PrefetchFiles)); err != nil {
-			d.log.Warn("nothing is prefetched", "mountpoint", mountpoint, "err", err) // it was unmounted already
-		}
-	}
+	d.prefetchMounted(m, mountpoint, orderOf(c, r.PrefetchFiles))
 	return nil
+}
+
+// prefetchMounted is prefetch for an image that was mounted just now, if it is one.
+func (d *Daemon) prefetchMounted(m *image, at string, o order) {
+	if m == nil {
+		return
+	}
+	if err := d.prefetch(m, at, o); err != nil {
+		d.log.Warn("nothing is prefetched", "mountpoint", at, "err", err) // it was unmounted already
+	}
 }
 
 // mountAt takes the mountpoint, has make mount something there, and keeps what it
@@ -386,17 +393,28 @@ func (d *Daemon) FrontEndGone() {
 // for the linger time, an error that wraps ErrNoFrontEnd if none ever came.
 func (d *Daemon) Over() <-chan error { return d.life.over }
 
+// Ending tells watchers of the end and ends their queues, so that the doors to the
+// daemon can be closed behind them. Mounts are refused from now on.
+func (d *Daemon) Ending() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != StateStopped {
+		d.state = StateStopped
+		d.watchers.tell(Event{Kind: EventState, State: StateStopped})
+	}
+	d.watchers.close()
+}
+
 // Close ends all mounts and waits until they are closed. No request may be served
 // any more: the device is closed before. Afterwards mounts are refused.
 func (d *Daemon) Close() error {
 	d.life.stop()
+	d.Ending()
 	d.mu.Lock()
-	stopped := d.state == StateStopped
-	d.state = StateStopped
-	d.watchers.tell(Event{Kind: EventState, State: StateStopped})
-	d.watchers.close()
+	closed := d.closed
+	d.closed = true
 	d.mu.Unlock()
-	if stopped {
+	if closed {
 		return nil
 	}
 	d.making.Wait()

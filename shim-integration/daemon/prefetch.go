@@ -27,15 +27,19 @@ const (
 	prefetchLook = 2 * time.Millisecond
 	// maxPrefetchPaths bounds one list.
 	maxPrefetchPaths = 1 << 16
+	// maxOrders bounds the orders of one image that run or wait.
+	maxOrders = 16
 )
 
 // prefetcher fetches for one image, one order after the other.
 type prefetcher struct {
 	bytes, requests atomic.Uint64
 
+	turn sync.Mutex // held while an order runs; taken before mu
+
 	mu         sync.Mutex
 	begin, end time.Time // of all orders together; guarded by mu
-	running    int       // guarded by mu
+	running    int       // orders that run or wait; guarded by mu
 }
 
 func (p *prefetcher) figures() PrefetchFigures {
@@ -108,13 +112,23 @@ func (d *Daemon) prefetch(m *image, at string, o order) error {
 		return fmt.Errorf("prefetch %s: %w", at, errUnmounted)
 	}
 	m.fetcher.mu.Lock()
+	if m.fetcher.running >= maxOrders {
+		m.fetcher.mu.Unlock()
+		return fmt.Errorf("prefetch %s: %d orders are under way already: %w", at, maxOrders, ErrState)
+	}
 	if m.fetcher.begin.IsZero() {
 		m.fetcher.begin = time.Now()
 	}
 	m.fetcher.running++
 	m.fetcher.mu.Unlock()
 	m.fetching.Go(func() {
-		err := m.runOrder(o)
+		// An unmount ends the order that runs, then each that waits finds it so.
+		m.fetcher.turn.Lock()
+		err := m.mounted.Err()
+		if err == nil {
+			err = m.runOrder(o)
+		}
+		m.fetcher.turn.Unlock()
 		m.fetcher.mu.Lock()
 		m.fetcher.running--
 		m.fetcher.end = time.Now()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
 	"github.com/rafsd/rafsd/shim-integration/config"
 )
@@ -21,6 +22,9 @@ func (d *Daemon) Remount(ctx context.Context, r MountRequest) error {
 	if r.FSType != "" && r.FSType != string(FSRafs) {
 		return fmt.Errorf("remount %s: %w: only images can be remounted, not %.32q", at, ErrInvalid, r.FSType)
 	}
+	if err := checkPaths(r.PrefetchFiles); err != nil {
+		return fmt.Errorf("remount %s: %w", at, err)
+	}
 	c, err := config.Parse(r.Config)
 	if err != nil {
 		return fmt.Errorf("remount %s: %w", at, err)
@@ -29,7 +33,7 @@ func (d *Daemon) Remount(ctx context.Context, r MountRequest) error {
 		return err
 	}
 	defer d.making.Done()
-	info, err := d.remountImage(ctx, at, r, c)
+	info, fs, err := d.remountImage(ctx, at, r, c)
 	d.mu.Lock()
 	delete(d.changing, at)
 	if err == nil {
@@ -41,6 +45,8 @@ func (d *Daemon) Remount(ctx context.Context, r MountRequest) error {
 	}
 	d.watchers.tell(Event{Kind: EventRemounted, Mountpoint: at})
 	d.log.Info("remounted", "mountpoint", at, "source", r.Source)
+	m, _ := fs.(*image)
+	d.prefetchMounted(m, at, orderOf(c, r.PrefetchFiles))
 	return nil
 }
 
@@ -65,21 +71,21 @@ func (d *Daemon) beginRemount(at string) error {
 	return nil
 }
 
-func (d *Daemon) remountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, error) {
+func (d *Daemon) remountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, fuseproto.FileSystem, error) {
 	fs, stop, err := d.openRequested(ctx, r, c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	same, err := d.sameBootstrap(at, fs)
 	if err != nil {
-		return nil, errors.Join(err, closeFS(fs))
+		return nil, nil, errors.Join(err, closeFS(fs))
 	}
 	m, closed, err := d.tree.Remount(ctx, at, fs, same, vfs.MountOptions{Stop: stop})
 	if err != nil {
-		return nil, errors.Join(classOf(err), closeFS(fs))
+		return nil, nil, errors.Join(classOf(err), closeFS(fs))
 	}
 	d.closing.Go(func() { d.logClose(at, closed) })
-	return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSRafs, Source: r.Source, Mounted: m.Since, Config: c}, nil
+	return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSRafs, Source: r.Source, Mounted: m.Since, Config: c}, fs, nil
 }
 
 // digester is an image that can tell the digest of its bootstrap.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -37,6 +38,9 @@ type Event struct {
 // nobody waits for one that does not read.
 const maxEvents = 256
 
+// maxWatchers bounds those who watch at a time.
+const maxWatchers = 256
+
 // watchers hands events to whoever watches. Its mutex is a leaf.
 type watchers struct {
 	mu  sync.Mutex
@@ -55,8 +59,8 @@ type Watcher struct {
 }
 
 // Watch returns a queue of the events from now on. The first is the present state.
-// It is to be closed.
-func (d *Daemon) Watch() *Watcher {
+// It is to be closed. With too many watchers already there is an error (ErrState).
+func (d *Daemon) Watch() (*Watcher, error) {
 	w := &Watcher{from: &d.watchers, wake: make(chan struct{}, 1)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -64,11 +68,14 @@ func (d *Daemon) Watch() *Watcher {
 	w.signal()
 	d.watchers.mu.Lock()
 	defer d.watchers.mu.Unlock()
+	if len(d.watchers.all) >= maxWatchers {
+		return nil, fmt.Errorf("%d are watching already: %w", maxWatchers, ErrState)
+	}
 	if d.watchers.all == nil {
 		d.watchers.all = make(map[*Watcher]struct{})
 	}
 	d.watchers.all[w] = struct{}{}
-	return w
+	return w, nil
 }
 
 // Next waits for the next event. It returns false after Close, and with an error

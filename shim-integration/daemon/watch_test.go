@@ -25,7 +25,15 @@ func TestWatchers(t *testing.T) {
 		}
 		return e
 	}
-	quick, slow := d.Watch(), d.Watch()
+	watch := func() *Watcher {
+		t.Helper()
+		w, err := d.Watch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	quick, slow := watch(), watch()
 	if e := next(quick); e.Kind != EventState || e.State != StateInit {
 		t.Errorf("the first event is %+v", e)
 	}

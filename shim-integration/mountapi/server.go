@@ -32,7 +32,7 @@ type Service interface {
 	Remount(ctx context.Context, r daemon.MountRequest) error
 	Umount(ctx context.Context, mountpoint string) error
 	Prefetch(mountpoint string, paths []string) error
-	Watch() *daemon.Watcher
+	Watch() (*daemon.Watcher, error)
 	FrontEndIsConnected() bool
 	Counters() fuseproto.Counters
 	Inflight() []fuseproto.Waiting
@@ -251,7 +251,10 @@ var kinds = map[daemon.EventKind]mountv1.EventKind{
 // Watch implements the method of that name. It ends with the caller's connection, or
 // with the daemon.
 func (d *door) Watch(ctx context.Context, _ *mountv1.WatchRequest, out mountv1.MountService_WatchServer) error {
-	w := d.service.Watch()
+	w, err := d.service.Watch()
+	if err != nil {
+		return d.answer("Watch", err)
+	}
 	defer w.Close()
 	for {
 		e, ok, err := w.Next(ctx)

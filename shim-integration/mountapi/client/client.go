@@ -40,22 +40,36 @@ var classes = map[codes.Code]error{
 
 // Client is a connection to a daemon.
 type Client struct {
-	rpc *ttrpc.Client
-	api mountv1.MountServiceClient
+	socket string
+	rpc    *ttrpc.Client
+	api    mountv1.MountServiceClient
+	ended  context.Context // done after Close
+	end    context.CancelFunc
 }
 
 // Dial connects to the mount API's socket.
 func Dial(ctx context.Context, socket string) (*Client, error) {
+	rpc, err := connect(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	ended, end := context.WithCancel(context.Background())
+	return &Client{socket, rpc, mountv1.NewMountServiceClient(rpc), ended, end}, nil
+}
+
+func connect(ctx context.Context, socket string) (*ttrpc.Client, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, fmt.Errorf("mount API: %w", err)
 	}
-	rpc := ttrpc.NewClient(conn)
-	return &Client{rpc, mountv1.NewMountServiceClient(rpc)}, nil
+	return ttrpc.NewClient(conn), nil
 }
 
-// Close ends the connection, and all calls and watches on it.
-func (c *Client) Close() error { return c.rpc.Close() }
+// Close ends the connection, and all calls and watches.
+func (c *Client) Close() error {
+	c.end()
+	return c.rpc.Close()
+}
 
 // failed turns a status into an error of a class.
 func failed(method string, err error) error {
@@ -124,8 +138,20 @@ func (c *Client) Inflight(ctx context.Context) ([]*mountv1.InflightOp, error) {
 // Watch calls event for every event until it returns an error, which Watch returns,
 // ctx ends, or the daemon does, which is io.EOF. The first event is the present
 // state.
+//
+// A watch has a connection of its own: ttrpc tells a server nothing of a stream that
+// its client has left, only of a connection that is gone.
 func (c *Client) Watch(ctx context.Context, event func(*mountv1.Event) error) error {
-	stream, err := c.api.Watch(ctx, &mountv1.WatchRequest{})
+	if c.ended.Err() != nil {
+		return io.EOF
+	}
+	rpc, err := connect(ctx, c.socket)
+	if err != nil {
+		return err
+	}
+	defer rpc.Close()
+	defer context.AfterFunc(c.ended, func() { rpc.Close() })()
+	stream, err := mountv1.NewMountServiceClient(rpc).Watch(ctx, &mountv1.WatchRequest{})
 	if err != nil {
 		return failed("Watch", err)
 	}
