@@ -58,8 +58,8 @@ func runPage(t *testing.T, name, dir string, env ...string) (text string, comman
 	return string(page), commands
 }
 
-// TestMountAPIManual runs every command of docs/mountapi.md against a daemon.
-func TestMountAPIManual(t *testing.T) {
+// TestAPIManuals runs every command of docs/mountapi.md and docs/api.md against a daemon.
+func TestAPIManuals(t *testing.T) {
 	dir, err := os.MkdirTemp("", "ctl") // short: a socket's path has 107 bytes
 	if err != nil {
 		t.Fatal(err)
@@ -79,8 +79,8 @@ func TestMountAPIManual(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	socket := filepath.Join(dir, "rafsd.ttrpc")
-	cmd := exec.Command(daemon, "virtiofs", "--sock", filepath.Join(dir, "v.sock"), "--ttrpc", socket)
+	socket, api := filepath.Join(dir, "rafsd.ttrpc"), filepath.Join(dir, "api.sock")
+	cmd := exec.Command(daemon, "virtiofs", "--sock", filepath.Join(dir, "v.sock"), "--ttrpc", socket, "--apisock", api)
 	cmd.Dir = dir // the page mounts "."
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -100,6 +100,12 @@ func TestMountAPIManual(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if _, commands := runPage(t, "../../docs/mountapi.md", dir, "SOCKET="+socket); commands < 9 {
+		t.Errorf("only %d commands found", commands)
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("curl is not installed: docs/api.md is not tried")
+	}
+	if _, commands := runPage(t, "../../docs/api.md", dir, "API="+api); commands < 7 {
 		t.Errorf("only %d commands found", commands)
 	}
 }
