@@ -20,6 +20,7 @@ import (
 	"github.com/rafsd/rafsd/internal/manifest"
 	"github.com/rafsd/rafsd/internal/testregistry"
 	"github.com/rafsd/rafsd/internal/vmm"
+	mountv1 "github.com/rafsd/rafsd/shim-integration/mountapi/v1"
 )
 
 // The statements of the contract about the HTTP API, through its socket, of a
@@ -586,6 +587,22 @@ func TestL34_Secrets(t *testing.T) {
 		if strings.Contains(body, "CANARY") || strings.Contains(body, "Q0FOQVJZ") {
 			t.Errorf("GET %s: %d shows a secret: %s", r, status, body)
 		}
+	}
+	api, ctx := p.mountAPI(), testContext(t)
+	r := &mountv1.MountRequest{Mountpoint: "/again", Source: v.bootstrap, Config: registry}
+	mounted, err := api.Mount(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, twice := api.Mount(ctx, r)
+	r.Mountpoint, r.Config = "/broken", strings.Replace(registry, `"version":2`, `"version":"2"`, 1)
+	_, broken := api.Mount(ctx, r)
+	list, err := api.List(ctx, true)
+	if twice == nil || broken == nil || err != nil {
+		t.Errorf("mounted twice: %v; broken configuration: %v; list: %v", twice, broken, err)
+	}
+	if shown := fmt.Sprint(mounted, twice, broken, list); strings.Contains(shown, "CANARY") || strings.Contains(shown, "Q0FOQVJZ") {
+		t.Errorf("the mount API shows a secret: %s", shown)
 	}
 	p.stop(syscall.SIGTERM)
 	if strings.Contains(p.out.String(), "Q0FOQVJZ") {
