@@ -16,7 +16,8 @@ import (
 // TestAPIUnderLoad: a thousand silent connections, callers that mount and umount
 // without end, slow ones and garbage; the guest's reads go on, right. With
 // RAFSD_LONG=1 the 99th percentile of their time is compared with and without that,
-// in turns, and printed.
+// in turns, and printed; so is the same load on another daemon, which tells how much
+// of it is the processors' being busy.
 func TestAPIUnderLoad(t *testing.T) {
 	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
 	binary, err := shipped()
@@ -38,10 +39,13 @@ func TestAPIUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var other *process // only in the long form
 	reads := 2000
 	rounds := 1
 	if os.Getenv("RAFSD_LONG") == "1" {
 		reads, rounds = 20_000, 10
+		other = launch(t, options{binary: binary}, strings.Fields(kataGo)...)
+		other.ready()
 	}
 	// p99 returns the 99th percentile of warm reads of 4 KiB.
 	p99 := func() time.Duration {
@@ -70,6 +74,12 @@ func TestAPIUnderLoad(t *testing.T) {
 			good++
 		}
 		t.Logf("round %d: p99 %v, under load %v, ratio %.2f", round, calm, loaded, ratio)
+		if other != nil {
+			stop := other.loadAPI(v, work)
+			loaded := p99()
+			stop()
+			t.Logf("with the load on another daemon: %v, ratio %.2f", loaded, float64(loaded)/float64(calm))
+		}
 	}
 	t.Logf("at most 1.3 in %d of %d rounds", good, rounds)
 	checkFile(t, c, "/image", file)
