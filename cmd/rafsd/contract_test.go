@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -255,31 +257,28 @@ func TestL44_TerminatedUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan int)
-	for range 4 {
-		go func() {
-			n := 0
+	var readers sync.WaitGroup
+	var answered [4]atomic.Int64
+	for i := range answered {
+		readers.Go(func() {
 			for {
 				b, err := c.Read(ctx, e.NodeID, open.Fh, 0, 1<<20)
 				if err != nil {
-					done <- n
 					return
 				}
 				if len(b) != 1<<20 {
 					t.Errorf("a read of %d bytes", len(b))
 				}
-				n++
+				answered[i].Add(1)
 			}
-		}()
+		})
 	}
-	time.Sleep(50 * time.Millisecond)
+	for i := range answered {
+		waitUntil(t, "a read is answered", func() bool { return answered[i].Load() > 0 })
+	}
 	p.stop(syscall.SIGTERM)
 	over() // what was not answered is lost
-	for range 4 {
-		if n := <-done; n == 0 {
-			t.Error("no read was answered before")
-		}
-	}
+	readers.Wait()
 }
 
 // shareDir starts rafsd as Kata does and shares a new folder at /containers.
