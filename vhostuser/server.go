@@ -12,22 +12,46 @@ import (
 	"github.com/rafsd/rafsd/vhostuser/wire"
 )
 
-// Server serves one Handler to front-ends, one after the other. Each front-end
-// gets a Device of its own and finds a Handler that was Reset.
+// BackEnd is the data half of a back-end as a Server drives it: a Device, or what
+// stands for one in another process. Close ends it; it returns when nothing is
+// served any more.
+type BackEnd interface {
+	session.Device
+	Close()
+}
+
+// Server serves front-ends, one after the other. Each front-end gets a BackEnd of
+// its own.
 type Server struct {
-	handler Handler
+	connect func() BackEnd // for each front-end
 	opts    Options
 	config  session.Config
 	stats   []counters
 }
 
-// NewServer returns a Server of h.
+// NewServer returns a Server of h in this process. Each front-end finds a Handler
+// that was Reset.
 func NewServer(h Handler, o Options) (*Server, error) {
 	o, c, err := o.complete(h)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{handler: h, opts: o, config: c, stats: make([]counters, o.Queues)}, nil
+	s := &Server{opts: o, config: c, stats: make([]counters, o.Queues)}
+	s.connect = func() BackEnd { return newDevice(h, o, s.stats) }
+	return s, nil
+}
+
+// NewServerOf returns a Server that calls connect for the BackEnd of each
+// front-end. space is the configuration space that is offered; nil is none, and
+// Options.Config is of no meaning.
+func NewServerOf(connect func() BackEnd, space []byte, o Options) (*Server, error) {
+	o.Config = false
+	o, c, err := o.complete(nil)
+	if err != nil {
+		return nil, err
+	}
+	c.ConfigSpace = space
+	return &Server{connect: connect, opts: o, config: c, stats: make([]counters, o.Queues)}, nil
 }
 
 // Stats returns what the vrings have done, over all front-ends so far.
@@ -77,7 +101,7 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 // serve serves one front-end to its end.
 func (s *Server) serve(ctx context.Context, sock *net.UnixConn) {
 	conn := wire.NewConn(sock)
-	dev := newDevice(s.handler, s.opts, s.stats)
+	dev := s.connect()
 	ses := session.New(s.config, dev)
 	s.opts.Log.Info("vhost-user front-end connected")
 	if s.opts.OnConnect != nil {

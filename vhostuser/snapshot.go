@@ -54,8 +54,10 @@ func (d *Device) restore(s *session.State) error {
 	if extra := s.Features &^ session.Features; extra != 0 {
 		return fmt.Errorf("state with features %#x that are not ours: %w", extra, session.ErrState)
 	}
-	if err := d.handler.Restore(s.Handler); err != nil {
-		return fmt.Errorf("state of the handler: %w", err)
+	if len(s.Handler) > 0 { // else there is none, or the handler has it from elsewhere
+		if err := d.handler.Restore(s.Handler); err != nil {
+			return fmt.Errorf("state of the handler: %w", err)
+		}
 	}
 	d.SetFeatures(s.Features)
 	if len(s.Regions) > 0 {

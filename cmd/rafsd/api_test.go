@@ -246,6 +246,10 @@ func TestL20_LogLevel(t *testing.T) {
 	if status, _ := p.call("PUT", "/api/v1/daemon", `{"log_level":"off"}`); status != 204 {
 		t.Error(status)
 	}
+	// The line that says so comes through the keeper, maybe after the answer.
+	if err := p.out.waitForLine("to=off"); err != nil {
+		t.Error(err)
+	}
 	quiet := len(p.out.String())
 	p.call("PUT", "/api/v1/daemon", `{`)
 	p.info()

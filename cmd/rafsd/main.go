@@ -43,6 +43,9 @@ func run(argv []string, stdout io.Writer, stderr *os.File) int {
 }
 
 func dispatch(argv []string, stdout io.Writer, stderr *os.File) error {
+	if len(argv) > 1 && argv[1] == workerWord {
+		return runWorker(argv[2:], stderr)
+	}
 	switch choose(argv) {
 	case asVersion:
 		printVersion(stdout)
@@ -86,6 +89,9 @@ func runSubcommand(s *subcommand, args []string, stdout io.Writer, stderr *os.Fi
 	switch {
 	case a.has("upgrade"):
 		return errors.New("--upgrade: a daemon for virtual machines cannot take over from another one")
+	}
+	if v.keeper {
+		return serveByKeeper(v, append([]string{os.Args[0], workerWord}, args...), stderr)
 	}
 	return serve(v, stderr)
 }

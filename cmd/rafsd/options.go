@@ -82,6 +82,7 @@ var virtiofsOptions = concat(
 		{long: "queues", value: "N", help: "Offer at most that many request queues [default: CPUs, at most 4; 1 with --tag]"},
 		{long: "linger", value: "TIME", help: "End so long after the VMM is gone, 0 = never [default: 10s]"},
 		{long: "first-connect", value: "TIME", help: "End if no VMM came so long, 0 = never [default: 10m]"},
+		{long: "keeper", value: "WHEN", help: "Have a process of its own outlive a crash [default: on]", choices: []string{"on", "off"}},
 		{long: "hybrid-mode", hidden: true}, // Kata gives it; mounts of all kinds are always possible
 		{long: "upgrade", hidden: true},
 	},

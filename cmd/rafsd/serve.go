@@ -30,6 +30,7 @@ import (
 	"github.com/rafsd/rafsd/shim-integration/httpapi"
 	"github.com/rafsd/rafsd/shim-integration/mountapi"
 	"github.com/rafsd/rafsd/vhostuser"
+	"github.com/rafsd/rafsd/vhostuser/keeper"
 )
 
 // Whoever ends us waits a second at most; what has not ended by then is cut off.
@@ -38,8 +39,8 @@ const (
 	flushWithin = 100 * time.Millisecond
 )
 
-// serve is the life of a daemon: it returns when that is over, nil if all went
-// well.
+// serve is the life of a daemon in one process: it returns when that is over, nil
+// if all went well.
 func serve(v *virtiofsArgs, stderr *os.File) error {
 	// Before anything else: a signal during the start ends it in good order too.
 	signals := make(chan os.Signal, 1)
@@ -50,18 +51,27 @@ func serve(v *virtiofsArgs, stderr *os.File) error {
 		return err
 	}
 	defer sink.Close(flushWithin)
+	v.begin(log, "rafsd starts")
+	socks, err := openSockets(v)
+	if err != nil {
+		return err
+	}
+	s, err := start(v, log, socks, nil)
+	if err != nil {
+		return errors.Join(err, socks.close())
+	}
+	err = s.wait(signals, nil)
+	s.stop()
+	return err
+}
+
+// begin does what every process of ours begins with, and says so.
+func (v *virtiofsArgs) begin(log *slog.Logger, what string) {
 	daemon.TuneProcess(v.settings, log)
 	if len(v.ignored) > 0 {
 		log.Warn("options without effect", "options", strings.Join(v.ignored, ", "))
 	}
-	log.Info("rafsd starts", "version", version.Version, "commit", version.Commit, "go", runtime.Version(), "pid", os.Getpid())
-	s, err := start(v, log)
-	if err != nil {
-		return err
-	}
-	err = s.wait(signals)
-	s.stop()
-	return err
+	log.Info(what, "version", version.Version, "commit", version.Commit, "go", runtime.Version(), "pid", os.Getpid())
 }
 
 // openLog returns the logger of the daemon.
@@ -99,29 +109,24 @@ type service struct {
 	doors  int
 }
 
-// start makes everything ready and opens the doors.
-func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
+// start makes everything ready and opens the doors. The sockets are the service's
+// afterwards. With w, this is a worker, and the VMM's socket is its keeper's.
+func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) (_ *service, err error) {
 	s := &service{log: log, mustConnect: v.as == asVirtiofsd, failed: make(chan error, 3), ended: make(chan struct{}, 3)}
-	socket, err := listen(v)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			socket.Close()
-		}
-	}()
 	if err := v.enterSandbox(); err != nil {
 		return nil, err
 	}
-	queues := queueCount(v)
-	s.daemon, err = daemon.New(daemon.Options{
+	o := daemon.Options{
 		ID: v.id, Supervisor: v.supervisor,
 		FirstConnect: limit(v.settings.Daemon.FirstConnect), Linger: limit(v.settings.Daemon.Linger),
 		Alone: v.alone(), Directory: v.sharedDir != "", Directories: v.dirs, RefuseFlags: v.refuse,
 		Read: v.settings.Read, Cache: v.settings.Cache,
 		Log: log, Level: &v.level, Events: &v.events,
-	})
+	}
+	if w != nil {
+		o.PID = os.Getppid() // the keeper's
+	}
+	s.daemon, err = daemon.New(o)
 	if err != nil {
 		return nil, err
 	}
@@ -130,80 +135,123 @@ func start(v *virtiofsArgs, log *slog.Logger) (_ *service, err error) {
 			err = errors.Join(err, s.daemon.Close())
 		}
 	}()
-	device, err := vhostuser.NewServer(s.daemon.Device(v.tag, queues), vhostuser.Options{
-		Queues: 1 + queues, // the first one is for what must not wait behind requests
-		Config: v.tag != "",
-		Log:    log,
-		OnConnect: func() {
-			s.connected.Store(true)
-			s.daemon.FrontEndConnected()
-		},
-		OnDisconnect: func(error) { s.daemon.FrontEndGone() },
-	})
-	if err != nil {
+	handler, device := s.daemon.Device(v.tag, queueCount(v)), v.deviceOptions(log)
+	device.OnConnect = func() {
+		s.connected.Store(true)
+		s.daemon.FrontEndConnected()
+	}
+	device.OnDisconnect = func(error) { s.daemon.FrontEndGone() }
+	var server *vhostuser.Server
+	if w == nil {
+		if server, err = vhostuser.NewServer(handler, device); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.mountFirst(v); err != nil {
 		return nil, err
 	}
-	if v.bootstrap != "" {
-		c, err := v.mountConfig()
-		if err != nil {
-			return nil, err
-		}
-		files, err := v.prefetchList()
-		if err != nil {
-			return nil, err
-		}
-		if err := s.daemon.MountImage(context.Background(), v.mountpoint, v.bootstrap, c, files); err != nil {
-			return nil, err
-		}
-	}
-	if v.sharedDir != "" {
-		if err := s.daemon.MountDirectory(context.Background(), v.mountpoint, v.sharedDir); err != nil {
-			return nil, err
-		}
-	}
-	var api, mounts net.Listener
-	if v.apisock != "" {
-		if api, err = apisock.Listen(v.apisock); err != nil {
-			return nil, err
-		}
-		defer closeUnless(&err, api)
-	}
-	if v.ttrpc != "" {
+	if socks.mounts != nil {
 		if s.mounts, err = mountapi.NewServer(s.daemon, log); err != nil {
 			return nil, err
 		}
-		if mounts, err = apisock.Listen(v.ttrpc); err != nil {
-			return nil, err
-		}
-		defer closeUnless(&err, mounts)
 	}
 	giveUp(v.keep, log)
 	// From the first answer on a caller finds us RUNNING, mounts and all.
 	if err := s.daemon.Start(); err != nil {
 		return nil, err
 	}
-	ctx, hangUp := context.WithCancel(context.Background())
-	s.hangUp = hangUp
-	s.open("vhost-user socket", func() error { return device.Serve(ctx, socket) })
-	if api != nil {
+	if w == nil {
+		ctx, hangUp := context.WithCancel(context.Background())
+		s.hangUp = hangUp
+		s.open("vhost-user socket", func() error { return server.Serve(ctx, socks.vmm) })
+	} else {
+		s.serveKeeper(w, keeper.Host{Handler: handler, Options: device, Quiesce: s.quiesce})
+	}
+	if socks.api != nil {
 		s.api = httpapi.NewServer(s.daemon, log)
-		s.open("API socket", func() error { return s.api.Serve(api) })
+		s.open("API socket", func() error { return s.api.Serve(socks.api) })
 	}
-	if mounts != nil {
-		s.open("mount API socket", func() error { return s.mounts.Serve(mounts) })
+	if socks.mounts != nil {
+		s.open("mount API socket", func() error { return s.mounts.Serve(socks.mounts) })
 	}
-	log.Info("ready", "queues", queues)
+	log.Info("ready", "queues", queueCount(v))
 	if v.ready != nil {
 		v.ready()
 	}
 	return s, nil
 }
 
-// closeUnless closes a listener when the start has failed after all.
-func closeUnless(err *error, l net.Listener) {
-	if *err != nil {
-		*err = errors.Join(*err, l.Close())
+// deviceOptions are what the vhost-user device offers.
+func (v *virtiofsArgs) deviceOptions(log *slog.Logger) vhostuser.Options {
+	return vhostuser.Options{
+		Queues: 1 + queueCount(v), // the first one is for what must not wait behind requests
+		Config: v.tag != "",
+		Log:    log,
 	}
+}
+
+// mountFirst mounts what the command line names.
+func (s *service) mountFirst(v *virtiofsArgs) error {
+	if v.bootstrap != "" {
+		c, err := v.mountConfig()
+		if err != nil {
+			return err
+		}
+		files, err := v.prefetchList()
+		if err != nil {
+			return err
+		}
+		if err := s.daemon.MountImage(context.Background(), v.mountpoint, v.bootstrap, c, files); err != nil {
+			return err
+		}
+	}
+	if v.sharedDir != "" {
+		return s.daemon.MountDirectory(context.Background(), v.mountpoint, v.sharedDir)
+	}
+	return nil
+}
+
+// sockets are what callers connect to.
+type sockets struct {
+	vmm         *vhostuser.Listener // nil in a worker
+	api, mounts net.Listener        // nil if there is none
+}
+
+// openSockets makes the sockets that the command line names.
+func openSockets(v *virtiofsArgs) (_ *sockets, err error) {
+	s := &sockets{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.vmm, err = listen(v); err != nil {
+		return nil, err
+	}
+	if v.apisock != "" {
+		if s.api, err = apisock.Listen(v.apisock); err != nil {
+			return nil, err
+		}
+	}
+	if v.ttrpc != "" {
+		if s.mounts, err = apisock.Listen(v.ttrpc); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// close closes those that are open; those that somebody serves close themselves.
+func (s *sockets) close() (err error) {
+	if s.vmm != nil {
+		err = s.vmm.Close()
+	}
+	for _, l := range []net.Listener{s.api, s.mounts} {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}
+	return err
 }
 
 // giveUp gives up for good what privileges are not needed. A start does not fail
@@ -296,9 +344,12 @@ func (s *service) open(name string, serve func() error) {
 	}()
 }
 
-// wait returns when the daemon is to end: nil if that is as it should be.
-func (s *service) wait(signals <-chan os.Signal) error {
+// wait returns when the daemon is to end: nil if that is as it should be. told is
+// closed by a keeper that wants it.
+func (s *service) wait(signals <-chan os.Signal, told <-chan struct{}) error {
 	select {
+	case <-told:
+		return nil
 	case sig := <-signals:
 		s.log.Info("ending", "signal", sig.String())
 		if s.mustConnect && !s.connected.Load() {

@@ -51,6 +51,7 @@ type virtiofsArgs struct {
 	keep    confine.Set         // capabilities
 	sandbox confine.Mode        // what it is shut in; "" = none
 	as      personality         // asSubcommand or asVirtiofsd
+	keeper  bool                // a worker serves, which is replaced when it dies
 	ready   func()              // called once when the sockets are served; may be nil
 
 	level  slog.LevelVar  // of the log, while it runs
@@ -66,7 +67,7 @@ func readVirtiofs(a *arguments) (*virtiofsArgs, error) {
 	v := &virtiofsArgs{
 		sock: a.values["sock"], fd: -1, tag: a.values["tag"],
 		bootstrap: a.values["bootstrap"], configFile: a.values["config"], localfsDir: a.values["localfs-dir"],
-		mountpoint: "/", sharedDir: a.values["shared-dir"], prefetch: a.values["prefetch-files"], as: asSubcommand,
+		keeper: a.values["keeper"] != "off", mountpoint: "/", sharedDir: a.values["shared-dir"], prefetch: a.values["prefetch-files"], as: asSubcommand,
 		apisock: a.values["apisock"], ttrpc: a.values["ttrpc"], id: a.values["id"], supervisor: a.values["supervisor"],
 		logFile: a.values["log-file"], ignored: a.ignored,
 	}

@@ -87,6 +87,31 @@ func removeStale(path string) error {
 	return nil
 }
 
+// File returns a descriptor of what Listen returned, for another process, which may
+// Inherit it. It is the caller's.
+func File(l net.Listener) (*os.File, error) {
+	if own, ok := l.(*listener); ok {
+		if u, ok := own.Listener.(*net.UnixListener); ok {
+			return u.File()
+		}
+	}
+	return nil, fmt.Errorf("api socket: a %T has no file", l)
+}
+
+// Inherit takes over a socket that another process has made and will remove. f is
+// closed.
+func Inherit(f *os.File) (net.Listener, error) {
+	defer f.Close() // FileListener works on a duplicate
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("api socket: %w", err)
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return l, nil
+}
+
 // listener removes its socket file at the end, unless somebody else's stands
 // there by then.
 type listener struct {

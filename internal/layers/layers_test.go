@@ -19,6 +19,8 @@ var forbidden = []struct {
 	{"vhostuser/guestmem", []string{"vhostuser/virtqueue", "vhostuser/session"}},
 	{"vhostuser/virtqueue", []string{"vhostuser/wire", "vhostuser/session"}},
 	{"vhostuser/session", []string{"vhostuser/virtqueue"}},
+	{"vhostuser/keeper", []string{"net/http", "internal/hostfs"}},
+	{"internal/record", []string{"vhostuser", "fuseproto", "rafs", "blobstore", "shim-integration"}},
 	{"fuseproto/...", []string{"vhostuser", "rafs", "blobstore", "shim-integration", "guest"}},
 	{"fuseproto/passthrough", []string{"fuseproto/vfs", "vhostuser", "rafs", "blobstore", "shim-integration", "internal/hostfs", "net"}},
 	{"rafs", []string{"vhostuser", "fuseproto", "blobstore", "shim-integration", "rafs/v5", "rafs/v6", "rafs/fs"}},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ import (
 // Options are what a Daemon is told once.
 type Options struct {
 	ID, Supervisor string // shown to callers; "" = none
+	PID            int    // of the process that callers watch; 0 = this one
 	// FirstConnect and Linger say when Over ends the daemon; 0 = never.
 	FirstConnect, Linger time.Duration
 	// Alone promises that nothing is ever mounted but one image at "/", from the
@@ -136,7 +138,10 @@ func (d *Daemon) event(e event) error {
 func (d *Daemon) Info() Info {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	info := Info{ID: d.opts.ID, Supervisor: d.opts.Supervisor, State: d.state}
+	info := Info{ID: d.opts.ID, Supervisor: d.opts.Supervisor, State: d.state, PID: d.opts.PID}
+	if info.PID == 0 {
+		info.PID = os.Getpid()
+	}
 	for _, m := range d.mounts {
 		if m != nil {
 			info.Mounts = append(info.Mounts, *m)

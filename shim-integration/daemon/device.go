@@ -12,7 +12,7 @@ import (
 // daemon's tree. tag and queues are what the configuration space says, for
 // front-ends that ask for it.
 func (d *Daemon) Device(tag string, queues int) vhostuser.Handler {
-	return &device{server: d.server, config: configSpace(tag, queues)}
+	return &device{server: d.server, config: ConfigSpace(tag, queues)}
 }
 
 // device joins the FUSE server to a vhost-user device. Each request of the
@@ -57,9 +57,9 @@ func (d *device) Config() []byte { return d.config }
 // tagSize is the room for the tag in the configuration space.
 const tagSize = 36
 
-// configSpace is struct virtio_fs_config: the tag, padded with zeros, and the
+// ConfigSpace is struct virtio_fs_config: the tag, padded with zeros, and the
 // number of request queues, little endian.
-func configSpace(tag string, queues int) []byte {
+func ConfigSpace(tag string, queues int) []byte {
 	b := make([]byte, tagSize+4)
 	copy(b[:tagSize], tag)
 	binary.LittleEndian.PutUint32(b[tagSize:], uint32(queues))

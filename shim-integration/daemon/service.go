@@ -25,6 +25,7 @@ type Info struct {
 	Supervisor string // "" if none was given
 	State      State
 	Mounts     []MountInfo // ordered by mountpoint
+	PID        int         // of the process that callers watch
 }
 
 // MountInfo describes one mount.

@@ -119,10 +119,10 @@ func TestCacheDir(t *testing.T) {
 // refuses repeats its credentials.
 func TestConfigSpace(t *testing.T) {
 	long := strings.Repeat("x", 36)
-	if got, want := string(configSpace("tag", 0x01020304)), "tag"+strings.Repeat("\x00", 33)+"\x04\x03\x02\x01"; got != want {
+	if got, want := string(ConfigSpace("tag", 0x01020304)), "tag"+strings.Repeat("\x00", 33)+"\x04\x03\x02\x01"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := configSpace(long, 1); len(got) != 40 || string(got[:36]) != long {
+	if got := ConfigSpace(long, 1); len(got) != 40 || string(got[:36]) != long {
 		t.Errorf("a tag of 36 bytes: %q", got)
 	}
 }

@@ -230,7 +230,7 @@ func (d *door) Info(context.Context, *mountv1.InfoRequest) (*mountv1.InfoRespons
 	i := d.service.Info()
 	return &mountv1.InfoResponse{
 		Version: version.Version, GitCommit: version.Commit, Id: i.ID, State: string(i.State),
-		Pid: uint32(os.Getpid()), Mounts: uint32(len(i.Mounts)), FrontEndConnected: d.service.FrontEndIsConnected(),
+		Pid: uint32(i.PID), Mounts: uint32(len(i.Mounts)), FrontEndConnected: d.service.FrontEndIsConnected(),
 	}, nil
 }
 
