@@ -54,6 +54,7 @@ type Server struct {
 	session    atomic.Pointer[session] // nil before INIT and after DESTROY
 	sessionMu  sync.Mutex              // orders FileSystem.Init and Destroy
 	generation uint64                  // guarded by sessionMu
+	onChange   []func([]byte) error    // immutable once requests are served
 
 	nextShard atomic.Uint32
 	shards    [shardCount]shard
@@ -125,6 +126,10 @@ func (s *Server) ServeBlocking(ctx context.Context, op *Op, m Message) (written 
 	return s.reply(op, err), nil
 }
 
+// errDestroyed is the outcome of a DESTROY that is run again after it has done its
+// work: success.
+var errDestroyed = errors.New("the session has ended already")
+
 // errNoReply is the outcome of requests whose reply has no place to go.
 var errNoReply = errors.New("no room for a reply")
 
@@ -171,6 +176,9 @@ func (s *Server) receive(op *Op, m Message) error {
 		return errNoReply
 	}
 	if op.session == nil && h.opcode != OpInit {
+		if h.opcode == OpDestroy && op.Rerun() {
+			return errDestroyed
+		}
 		return syscall.EIO
 	}
 	have := op.length - inHeaderSize
@@ -248,6 +256,9 @@ func (s *Server) reply(op *Op, err error) uint32 {
 		}
 		s.finish(op)
 		return 0
+	}
+	if err == errDestroyed {
+		err = nil
 	}
 	errno := s.errno(op, err)
 	if errno != 0 {

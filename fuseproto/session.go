@@ -73,24 +73,41 @@ func (s *Server) init(op *Op) error {
 	if out.flags&FlagMapAlignment != 0 {
 		out.mapAlignment = s.cfg.MapAlignment
 	}
-	s.begin(&session{
+	if err := s.begin(&session{
 		minor: out.minor, flags: out.flags, maxReadahead: out.maxReadahead,
 		maxWrite: out.maxWrite, maxPages: out.maxPages, mapAlignment: out.mapAlignment,
-	})
+	}); err != nil {
+		return err
+	}
 	op.fixed = initOutSize
 	out.encode(op.reply[outHeaderSize:])
 	return nil
 }
 
-// begin makes ses the session.
-func (s *Server) begin(ses *session) {
+// begin makes ses the session. Whoever remembers it for the next process is told
+// first: the guest must not be promised what that one does not know. If this one ends
+// in between, INIT is run again and begins one more.
+func (s *Server) begin(ses *session) error {
 	s.sessionMu.Lock()
 	defer s.sessionMu.Unlock()
+	ses.generation = s.generation + 1
+	for _, f := range s.onChange {
+		if err := f(encodeState(ses.generation, ses)); err != nil {
+			return fmt.Errorf("session cannot begin: %w", err)
+		}
+	}
 	s.generation++
-	ses.generation = s.generation
 	s.fs.Init(ses.flags)
 	s.session.Store(ses)
+	return nil
 }
+
+// OnChange has f called with what Snapshot would return, whenever a session begins or
+// ends, before the reply to the INIT or DESTROY is written and before Reset returns.
+// If f fails, INIT does too (EIO); an end cannot fail, it is logged. f is called
+// under a lock that requests do not take, and must not call the Server. OnChange is
+// called before any request.
+func (s *Server) OnChange(f func(state []byte) error) { s.onChange = append(s.onChange, f) }
 
 // end ends ses, or whatever session there is if ses is nil.
 func (s *Server) end(ses *session) {
@@ -99,6 +116,11 @@ func (s *Server) end(ses *session) {
 	now := s.session.Load()
 	if now == nil || ses != nil && ses != now {
 		return
+	}
+	for _, f := range s.onChange {
+		if err := f(encodeState(s.generation, nil)); err != nil {
+			s.log.Error("the end of the FUSE session was not remembered", "err", err)
+		}
 	}
 	s.session.Store(nil)
 	s.fs.Destroy()
@@ -128,11 +150,15 @@ const (
 func (s *Server) Snapshot() ([]byte, error) {
 	s.sessionMu.Lock()
 	defer s.sessionMu.Unlock()
+	return encodeState(s.generation, s.session.Load()), nil
+}
+
+func encodeState(generation uint64, ses *session) []byte {
 	b := make([]byte, stateSize)
 	le.PutUint32(b, stateMagic)
 	le.PutUint16(b[4:], stateVersion)
-	le.PutUint64(b[40:], s.generation)
-	if ses := s.session.Load(); ses != nil {
+	le.PutUint64(b[40:], generation)
+	if ses != nil {
 		le.PutUint32(b[8:], 1)
 		le.PutUint32(b[12:], ses.minor)
 		le.PutUint64(b[16:], ses.flags)
@@ -141,12 +167,12 @@ func (s *Server) Snapshot() ([]byte, error) {
 		le.PutUint16(b[36:], ses.maxPages)
 		le.PutUint16(b[38:], ses.mapAlignment)
 	}
-	return b, nil
+	return b
 }
 
 // Restore takes up the session of a Snapshot, before any request. The guest was
 // promised those values; ours may be others by now. FileSystem.Init is called
-// with them.
+// with them, or Restore of one that is a Restorer.
 func (s *Server) Restore(state []byte) error {
 	if len(state) != stateSize {
 		return fmt.Errorf("session state has %d bytes, want %d", len(state), stateSize)
@@ -179,7 +205,11 @@ func (s *Server) Restore(state []byte) error {
 	s.generation = ses.generation
 	s.session.Store(nil)
 	if live == 1 {
-		s.fs.Init(ses.flags)
+		if r, ok := s.fs.(Restorer); ok {
+			r.Restore(ses.flags, ses.generation)
+		} else {
+			s.fs.Init(ses.flags)
+		}
 		s.session.Store(&ses)
 	}
 	return nil

@@ -18,6 +18,8 @@ type Client struct {
 	// Scribbles allows a request that has to wait to have filled a part of the
 	// reply's room, as a read into Out.Segments does.
 	Scribbles bool
+	// Slot, if set, is the table's place of every request from now on.
+	Slot *Slot
 }
 
 // NewClient returns a Client of s, before INIT.
@@ -55,7 +57,9 @@ func InitBody(major, minor uint32, flags uint64) []byte {
 func (c *Client) Call(opcode fuseproto.Opcode, node uint64, body int, parts ...any) Reply {
 	c.T.Helper()
 	c.Unique += 2
-	return c.Send(NewMessage(Request(opcode, c.Unique, node, parts...), 16+body), c.Unique)
+	m := NewMessage(Request(opcode, c.Unique, node, parts...), 16+body)
+	m.Slot = c.Slot
+	return c.Send(m, c.Unique)
 }
 
 // Send serves m, on a second way if it has to wait, and returns the checked reply.

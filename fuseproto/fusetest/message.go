@@ -23,6 +23,8 @@ type Message struct {
 	OnAttach func() error
 	// Attached counts the calls of Attach.
 	Attached int
+	// Slot is what a table of requests in flight would keep of this one, if set.
+	Slot *Slot
 
 	request  []byte
 	room     []byte
@@ -30,7 +32,51 @@ type Message struct {
 	writable [][]byte
 }
 
-var _ fuseproto.Message = (*Message)(nil)
+var (
+	_ fuseproto.Message  = (*Message)(nil)
+	_ fuseproto.Rerunner = (*Message)(nil)
+)
+
+// Slot is what a table of requests in flight keeps of one, in the place of that of a
+// transport.
+type Slot struct {
+	Again bool // an earlier process took the request
+	Phase uint8
+	Errno int32
+	Text  []byte
+	// OnSet, if set, is called before a note is kept (kept false) and after it: a
+	// test can end the process there.
+	OnSet func(phase uint8, kept bool)
+}
+
+// Rerun implements fuseproto.Rerunner.
+func (m *Message) Rerun() bool { return m.Slot != nil && m.Slot.Again }
+
+// Note implements fuseproto.Rerunner.
+func (m *Message) Note() (phase uint8, errno int32, note []byte) {
+	if m.Slot == nil {
+		return fuseproto.PhaseNone, 0, nil
+	}
+	return m.Slot.Phase, m.Slot.Errno, m.Slot.Text
+}
+
+// SetNote implements fuseproto.Rerunner.
+func (m *Message) SetNote(phase uint8, errno int32, note []byte) {
+	s := m.Slot
+	if s == nil {
+		return
+	}
+	if len(note) > fuseproto.NoteSize {
+		panic(fmt.Sprintf("fusetest: note of %d bytes", len(note)))
+	}
+	if s.OnSet != nil {
+		s.OnSet(phase, false)
+	}
+	s.Phase, s.Errno, s.Text = phase, errno, append([]byte(nil), note...)
+	if s.OnSet != nil {
+		s.OnSet(phase, true)
+	}
+}
 
 // NewMessage returns a Message with the given request, in one segment, and room
 // bytes for the reply, in another.
