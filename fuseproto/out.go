@@ -128,6 +128,10 @@ func (o *Out) Segments(n int) ([][]byte, error) {
 			return nil, err
 		}
 	}
+	// At once as long as it gets: append's doubling would end above keptSegments.
+	if want := min(len(o.at.segs)-o.at.seg, n, keptSegments); cap(o.iov) < want {
+		o.iov = make([][]byte, 0, want)
+	}
 	o.iov = o.iov[:0]
 	off := o.at.off
 	for i := o.at.seg; n > 0 && i < len(o.at.segs); i++ {

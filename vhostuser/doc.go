@@ -23,8 +23,8 @@
 //
 // Ownership: Server owns the connection, a Session the received descriptors, a
 // Device what it duplicated of them and the memory table. A vring's goroutine
-// alone pops; it exists only while the vring runs. Nothing is global: two
-// Servers share nothing.
+// alone pops; it exists only while the vring runs. Two Servers share nothing but
+// the processors: how many vrings poll, and which one waits near by (see near).
 //
 // Lock order: session.Session.mu, then Device.mu, then vring.mu. None is held
 // while a Handler serves; Reset, Snapshot and Restore of a Handler run under
@@ -33,7 +33,7 @@
 //
 // Cost of a request that need not wait: no allocation, and per batch one mutex,
 // one store of used.idx and at most one system call (the signal). Falling asleep
-// and waking up needs no system call of our own: see kick.
+// and waking up is one more, while requests come often: see kick and near.
 //
 // Trust: every byte from the socket or from guest memory is hostile. A guest that
 // breaks a ring loses that vring until it is set up again (its error descriptor

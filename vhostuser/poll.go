@@ -1,7 +1,6 @@
 package vhostuser
 
 import (
-	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -41,7 +40,7 @@ func (p *poller) wait(pending func(uintptr) bool, halt *atomic.Uint32) bool {
 		return false
 	}
 	defer polling.Add(-1)
-	if int(polling.Add(1)) >= runtime.GOMAXPROCS(0) {
+	if int(polling.Add(1)) >= processors() {
 		return false
 	}
 	for start := time.Now(); halt.Load() == haltNo; {

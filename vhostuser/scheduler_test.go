@@ -88,7 +88,7 @@ func TestABusyVringStarvesNobody(t *testing.T) {
 		t.Errorf("another goroutine waited %v for what was there after %v", took, later)
 	}
 	e.over.Store(true)
-	if n := e.served.Load(); n < 10_000 {
+	if n := e.served.Load(); n < 1000 {
 		t.Fatalf("only %d requests were served meanwhile", n)
 	}
 	b.leave(t, f)

@@ -58,6 +58,7 @@ type vring struct {
 	stagedBytes uint64
 	unseen      uint64 // requests and pages served since beSeen
 	poller      poller
+	near        near
 	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
 
 	mu       sync.Mutex      // a leaf
@@ -93,6 +94,7 @@ func newVring(index int, h Handler, log *slog.Logger, c *counters, onFault func(
 // run is the vring's goroutine.
 func (v *vring) run(k *kick, done chan struct{}) {
 	defer close(done)
+	defer v.near.leave()
 	// Guest memory may be gone; that must not end the process.
 	debug.SetPanicOnFault(true)
 	err := v.guard(func() error { return v.serve(k) })
@@ -190,7 +192,7 @@ func (v *vring) sleep(k *kick) {
 	if v.poller.wait(v.pending, &v.halt) || v.queue.EnableKicks() {
 		return
 	}
-	if k.wait(v.pending) {
+	if v.near.wait(k, v.pending) || k.wait(v.pending) {
 		v.stats.kicks.Add(1)
 	}
 	v.queue.DisableKicks()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/shim-integration/config"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // TuneProcess sets what holds for the whole process. Nothing it does can fail
@@ -26,6 +27,7 @@ func TuneProcess(s config.Settings, log *slog.Logger) {
 	if s.Memory.LimitMiB > 0 {
 		debug.SetMemoryLimit(int64(s.Memory.LimitMiB) << 20)
 	}
+	vhostuser.Reserve()
 	if want := s.Daemon.RlimitNofile; want > 0 {
 		if err := raiseNofile(want); err != nil {
 			log.Warn("raising the limit of open files", "want", want, "err", err)

@@ -31,6 +31,7 @@ func RunIfAsked() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	vhostuser.Reserve()
 	queues, err := strconv.Atoi(os.Getenv(queuesVariable))
 	if err == nil {
 		err = Serve(ctx, sock, queues)

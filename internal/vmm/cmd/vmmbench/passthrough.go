@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rafsd/rafsd/internal/testguest"
@@ -36,8 +37,16 @@ func (s *settings) shareBoth(ctx context.Context, work string) error {
 		if err == nil {
 			servers = append(servers, spec{name: "virtiofsd", queues: 1, env: virtiofsd.Env, argv: slices.Concat(virtiofsd.Argv, options)})
 		}
+		for _, b := range s.backends {
+			argv := slices.Clone(b.argv)
+			for i, a := range argv {
+				argv[i] = strings.ReplaceAll(a, "{cache}", cache)
+			}
+			b.argv = argv
+			servers = append(servers, b)
+		}
 		one := *s
-		one.backends = slices.Clone(s.backends)
+		one.backends = nil
 		for _, b := range servers {
 			b.dir = filepath.Join(work, b.name+"-"+cache)
 			if err := one.fill(b.dir); err != nil {
