@@ -63,6 +63,16 @@ type MountOptions struct {
 	// below its root (fuseproto.AttrSubmount). The mount's own root is never
 	// announced.
 	Submounts bool
+	// Since is when it was mounted, and Cookies are those of the names of its path
+	// (MountInfo.Cookies), if ID was given by an earlier process: what the guest saw
+	// of the directories above stays as it was. With an ID nothing is asked of file
+	// systems: the tree is one that was there already.
+	Since   time.Time
+	Cookies []uint64
+	// Before, if set, is called with what the mount is going to be, when nothing can
+	// fail any more and the guest sees nothing of it yet; an error of its is the
+	// outcome. It must not call the FS.
+	Before func(MountInfo) error
 	// Stop, if set, is called when the mount has been removed from the tree, and
 	// should make the requests that wait in it end soon.
 	Stop func()
@@ -74,6 +84,8 @@ type MountInfo struct {
 	Path  string
 	FS    fuseproto.FileSystem
 	Since time.Time
+	// Cookies are those of the names of Path, from the top.
+	Cookies []uint64
 }
 
 // New returns a tree without a mount. Mount ids begin behind lastID, the last
@@ -107,7 +119,7 @@ func (v *FS) Mount(ctx context.Context, path string, fs fuseproto.FileSystem, op
 		return MountInfo{}, fmt.Errorf("mount %s: a static mount is alone, at /: %w", path, ErrStatic)
 	}
 	t := v.table.Load()
-	if err := v.isFree(ctx, t, path, fs); err != nil {
+	if err := v.isFree(ctx, t, path, fs, opts.ID != 0); err != nil {
 		return MountInfo{}, err
 	}
 	id, err := v.newID(path, opts.ID)
@@ -124,6 +136,11 @@ func (v *FS) Mount(ctx context.Context, path string, fs fuseproto.FileSystem, op
 		t.root = m
 	} else if err := t.place(m); err != nil {
 		return MountInfo{}, fmt.Errorf("mount %s: %w", path, err)
+	}
+	if opts.Before != nil {
+		if err := opts.Before(m.info()); err != nil {
+			return MountInfo{}, fmt.Errorf("mount %s: %w", path, err)
+		}
 	}
 	v.nextID = max(v.nextID, id+1)
 	v.static = opts.Static
@@ -162,7 +179,7 @@ func (v *FS) Remount(ctx context.Context, path string, fs fuseproto.FileSystem, 
 	if err != nil {
 		return MountInfo{}, nil, err
 	}
-	m.parent = old.parent
+	m.parent, m.cookies = old.parent, old.cookies
 	t := v.table.Load()
 	if path == "/" {
 		if err := rootIsFree(ctx, t, fs); err != nil {
@@ -176,7 +193,12 @@ func (v *FS) Remount(ctx context.Context, path string, fs fuseproto.FileSystem, 
 		t.root = m
 	} else {
 		names := split(path)
-		t.change(m.parent).lookup([]byte(names[len(names)-1])).mount = m
+		t.change(m.parent, m.since).lookup([]byte(names[len(names)-1])).mount = m
+	}
+	if opts.Before != nil {
+		if err := opts.Before(m.info()); err != nil {
+			return MountInfo{}, nil, fmt.Errorf("remount %s: %w", path, err)
+		}
 	}
 	v.nextID = max(v.nextID, id+1)
 	v.mounts[path] = m
@@ -285,7 +307,7 @@ func (v *FS) LastID() uint32 {
 	return v.nextID - 1
 }
 
-func (m *mount) info() MountInfo { return MountInfo{m.id, m.path, m.fs, m.since} }
+func (m *mount) info() MountInfo { return MountInfo{m.id, m.path, m.fs, m.since, m.cookies} }
 
 // mayChange returns an error if the tree is fixed. v.changes is held.
 func (v *FS) mayChange(path string) error {
@@ -313,17 +335,21 @@ func (v *FS) newID(path string, wanted uint32) (uint32, error) {
 	return id, nil
 }
 
-// isFree returns an error unless fs can be mounted at path.
-func (v *FS) isFree(ctx context.Context, t *table, path string, fs fuseproto.FileSystem) error {
+// isFree returns an error unless fs can be mounted at path. File systems are not asked
+// if it was there before.
+func (v *FS) isFree(ctx context.Context, t *table, path string, fs fuseproto.FileSystem, before bool) error {
 	top := t.dirs[fuseproto.RootID]
 	if path == "/" {
 		if t.root != nil {
 			return fmt.Errorf("mount /: %w", ErrExists)
 		}
+		if before {
+			return nil
+		}
 		return rootIsFree(ctx, t, fs)
 	}
 	names := split(path)
-	if t.root != nil && top.lookup([]byte(names[0])) == nil {
+	if t.root != nil && !before && top.lookup([]byte(names[0])) == nil {
 		if err := absent(ctx, path, t.root.fs, []byte(names[0])); err != nil {
 			return err
 		}

@@ -27,11 +27,16 @@ type mount struct {
 	nodes  fuseproto.NodeMap
 	opts   MountOptions
 	since  time.Time
-	gate   gate
+	// cookies are those of the names of path.
+	cookies []uint64
+	gate    gate
 }
 
 func newMount(id uint32, path string, fs fuseproto.FileSystem, opts MountOptions) (*mount, error) {
-	m := &mount{id: id, path: path, fs: fs, root: fs.Root(), parent: fuseproto.RootID, static: opts.Static, opts: opts, since: time.Now()}
+	m := &mount{id: id, path: path, fs: fs, root: fs.Root(), parent: fuseproto.RootID, static: opts.Static, opts: opts, since: opts.Since}
+	if m.since.IsZero() {
+		m.since = time.Now()
+	}
 	if m.root == 0 || m.root > indexMask {
 		return nil, fmt.Errorf("mount %s: root has index %#x, want 1 to %#x", path, m.root, uint64(indexMask))
 	}

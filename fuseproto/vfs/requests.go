@@ -83,6 +83,21 @@ func (v *FS) Init(flags uint64) {
 	v.table.Load().each(func(m *mount) { m.fs.Init(flags) })
 }
 
+// Restore implements fuseproto.Restorer: those mounts that can go on with the session
+// do, for all others it is a new one.
+func (v *FS) Restore(flags, session uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.live, v.flags = true, flags
+	v.table.Load().each(func(m *mount) {
+		if r, ok := m.fs.(fuseproto.Restorer); ok {
+			r.Restore(flags, session)
+		} else {
+			m.fs.Init(flags)
+		}
+	})
+}
+
 // Destroy tells all mounts that the session has ended.
 func (v *FS) Destroy() {
 	v.mu.Lock()

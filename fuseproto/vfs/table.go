@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -31,7 +32,6 @@ type dir struct {
 	path    string
 	entries []entry // by cookie
 	names   map[string]int
-	cookie  uint64 // the last one given
 	mtime   time.Time
 }
 
@@ -44,7 +44,9 @@ type entry struct {
 	dir    uint64 // index, if mount is nil
 }
 
-// Cookies 1 and 2 are those of "." and "..".
+// Cookies 1 and 2 are those of "." and "..". That of a name is the id of the mount
+// that brought it, further on: ids only grow, and a mount brings one name at most to a
+// directory. So the process that takes over finds the same.
 const firstCookie = 2
 
 // maxCookie keeps cookies below 1<<31 for 32-bit programs, with room for
@@ -52,7 +54,7 @@ const firstCookie = 2
 const maxCookie = 1<<24 - 1
 
 func newTable(pseudo *mount) *table {
-	root := &dir{index: fuseproto.RootID, parent: fuseproto.RootID, path: "/", names: make(map[string]int), cookie: firstCookie, mtime: time.Now()}
+	root := &dir{index: fuseproto.RootID, parent: fuseproto.RootID, path: "/", names: make(map[string]int), mtime: time.Now()}
 	t := &table{dirs: map[uint64]*dir{fuseproto.RootID: root}}
 	t.setMount(0, pseudo)
 	return t
@@ -97,10 +99,12 @@ func (t *table) setMount(id uint32, m *mount) {
 }
 
 // change replaces the pseudo directory index by a copy and returns that.
-func (t *table) change(index uint64) *dir {
+func (t *table) change(index uint64, when time.Time) *dir {
 	d := *t.dirs[index]
+	if len(d.entries) == 0 || when.After(d.mtime) {
+		d.mtime = when
+	}
 	d.entries, d.names = slices.Clone(d.entries), maps.Clone(d.names)
-	d.mtime = time.Now()
 	t.dirs[index] = &d
 	return &d
 }
@@ -114,13 +118,14 @@ func (d *dir) lookup(name []byte) *entry {
 
 // add adds an entry to a directory that was made by change.
 func (d *dir) add(e entry) error {
-	if d.cookie == maxCookie {
-		return fmt.Errorf("directory %s: %d names in its life: %w", d.path, maxCookie, ErrExhausted)
+	i, used := slices.BinarySearchFunc(d.entries, e.cookie, func(o entry, c uint64) int { return cmp.Compare(o.cookie, c) })
+	if used || e.cookie <= firstCookie || e.cookie > maxCookie {
+		return fmt.Errorf("directory %s: cookie %d is taken or none: %w", d.path, e.cookie, ErrExhausted)
 	}
-	d.cookie++
-	e.cookie = d.cookie
-	d.names[string(e.name)] = len(d.entries)
-	d.entries = append(d.entries, e)
+	d.entries = slices.Insert(d.entries, i, e)
+	for ; i < len(d.entries); i++ {
+		d.names[string(d.entries[i].name)] = i
+	}
 	return nil
 }
 
@@ -154,26 +159,32 @@ func (d *dir) attr() fuseproto.Attr {
 }
 
 // place attaches m to the name at the end of its path, making the pseudo
-// directories on the way, and tells m its parent. The path was found free before.
+// directories on the way, and tells m its parent and cookies. The path was found free
+// before.
 func (t *table) place(m *mount) error {
 	names := split(m.path)
 	at := uint64(fuseproto.RootID)
+	m.cookies = make([]uint64, len(names))
 	for i, name := range names {
+		cookie := firstCookie + uint64(m.id)
+		if i < len(m.opts.Cookies) {
+			cookie = m.opts.Cookies[i]
+		}
 		if i == len(names)-1 {
-			m.parent = at
-			return t.change(at).add(entry{name: []byte(name), mount: m})
+			m.parent, m.cookies[i] = at, cookie
+			return t.change(at, m.since).add(entry{name: []byte(name), cookie: cookie, mount: m})
 		}
 		if e := t.dirs[at].lookup([]byte(name)); e != nil {
-			at = e.dir
+			at, m.cookies[i] = e.dir, e.cookie
 			continue
 		}
 		path := "/" + strings.Join(names[:i+1], "/")
 		index := t.freeIndex(path)
-		t.dirs[index] = &dir{index: index, parent: at, path: path, names: make(map[string]int), cookie: firstCookie, mtime: time.Now()}
-		if err := t.change(at).add(entry{name: []byte(name), dir: index}); err != nil {
+		t.dirs[index] = &dir{index: index, parent: at, path: path, names: make(map[string]int), mtime: m.since}
+		if err := t.change(at, m.since).add(entry{name: []byte(name), cookie: cookie, dir: index}); err != nil {
 			return err
 		}
-		at = index
+		at, m.cookies[i] = index, cookie
 	}
 	return nil
 }
@@ -184,7 +195,7 @@ func (t *table) unplace(m *mount) {
 	names := split(m.path)
 	at := m.parent
 	for i := len(names) - 1; i >= 0; i-- {
-		d := t.change(at)
+		d := t.change(at, time.Now())
 		d.remove(names[i])
 		if len(d.entries) > 0 || at == fuseproto.RootID {
 			return

@@ -3,6 +3,7 @@ package open
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -23,6 +24,9 @@ type Options struct {
 	// root's, in time linear in the metadata. v6 has no such digests: an image of
 	// that version is then refused with ErrUnsupported.
 	VerifyMetadata bool
+	// File is the bootstrap itself, open for reading, if the caller has it open: path
+	// is then only its name. It stays the caller's.
+	File *os.File
 }
 
 // ErrDigest reports a bootstrap that is not the one that was pinned.
@@ -79,11 +83,14 @@ type table struct {
 var images = table{images: map[key]shared{}}
 
 func (t *table) open(path string, o Options) (rafs.Image, error) {
-	f, err := hostfs.OpenRegular(path)
-	if err != nil {
-		return nil, err
+	f := o.File
+	if f == nil {
+		var err error
+		if f, err = hostfs.OpenRegular(path); err != nil {
+			return nil, err
+		}
+		defer f.Close()
 	}
-	defer f.Close()
 	id, err := rafs.StatFile(f)
 	if err != nil {
 		return nil, err

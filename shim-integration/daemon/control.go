@@ -17,6 +17,9 @@ func (d *Daemon) SetLogLevel(name string) error {
 	if d.opts.Level == nil {
 		return fmt.Errorf("log level: %w", ErrUnsupported)
 	}
+	if err := d.putState(func(s *stateRecord) { s.Level = strings.ToLower(name) }); err != nil {
+		return err
+	}
 	d.log.Info("log level changes", "to", strings.ToLower(name))
 	d.opts.Level.Set(level)
 	return nil

@@ -18,6 +18,8 @@ import (
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
+	"github.com/rafsd/rafsd/internal/hostfs"
+	"github.com/rafsd/rafsd/internal/record"
 	"github.com/rafsd/rafsd/rafs/open"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
@@ -44,6 +46,11 @@ type Options struct {
 	// Level, if set, is what Log logs at, and Events what keeps its errors.
 	Level  *slog.LevelVar
 	Events *logsink.Events
+	// Record, if set, is where the daemon writes what the process that goes on after
+	// this one must know, before anybody can see it. If it holds something already,
+	// New goes on with that: the same mounts under the same ids from the same files,
+	// and the guest's session. See Restored and Leave.
+	Record record.Record
 }
 
 // Daemon is the service: all methods are safe for concurrent use.
@@ -55,12 +62,21 @@ type Daemon struct {
 	life   *lifetime
 	open   opener
 
+	restored bool // an earlier process has left something; immutable
+
 	mu     sync.Mutex
 	state  State                 // guarded by mu
 	closed bool                  // guarded by mu
 	mounts map[string]*MountInfo // by mountpoint; nil while being made; guarded by mu
 	// changing are the mountpoints that a remount has taken; guarded by mu.
 	changing map[string]bool
+	// places are the places of mounts in the session record, by mountpoint; guarded
+	// by mu.
+	places map[string]uint32
+
+	savedMu sync.Mutex    // held while saved is written to the record; taken after mu
+	saved   stateRecord   // guarded by savedMu
+	shares  atomic.Uint32 // directories ever shown; their numbers name them in the record
 
 	watchers watchers
 	frontEnd atomic.Bool // one is connected
@@ -71,17 +87,24 @@ type Daemon struct {
 
 // opener opens what is mounted.
 type opener interface {
-	// openImage returns the file system of the image whose bootstrap is source.
-	// It does not wait for a network. pin, unless nil, is what the bootstrap's SHA-256
-	// must be. stop makes requests that wait in it end
-	// soon. If the file system is an io.Closer, whoever has it closes it.
-	openImage(ctx context.Context, source string, c *config.Config, pin *[32]byte) (fs fuseproto.FileSystem, stop func(), err error)
+	// openImage returns the file system of an image. It does not wait for a network.
+	// stop makes requests that wait in it end soon. If the file system is an
+	// io.Closer, whoever has it closes it.
+	openImage(ctx context.Context, b bootstrap, c *config.Config) (fs fuseproto.FileSystem, stop func(), err error)
 	// Close gives up what is shared by mounts; all of them are closed before.
 	Close() error
 }
 
-// New returns a Daemon in state INIT without mounts. Its clock for the first
-// front-end runs from now.
+// bootstrap says where an image is.
+type bootstrap struct {
+	path    string
+	file    *os.File  // the bootstrap itself, if it is open; the caller's
+	pin     *[32]byte // what its SHA-256 must be; nil = anything
+	trusted bool      // it is as it was when an earlier process checked it
+}
+
+// New returns a Daemon in state INIT without mounts, or with those of an earlier
+// process. Its clock for the first front-end runs from now.
 func New(o Options) (*Daemon, error) {
 	var d *Daemon
 	images := newImages(o, func(failing bool, what string) { d.backendHealth(failing, what) })
@@ -98,20 +121,31 @@ func (d *Daemon) backendHealth(failing bool, what string) {
 	d.watchers.tell(Event{Kind: kind, Message: what})
 }
 
-func newDaemon(o Options, open opener) (*Daemon, error) {
-	tree := vfs.New(0)
+func newDaemon(o Options, open opener) (_ *Daemon, err error) {
+	was, err := recall(o.Record)
+	if err != nil {
+		return nil, err
+	}
+	defer was.close()
+	tree := vfs.New(was.state.LastID)
 	server, err := fuseproto.NewServer(tree, fuseproto.Config{
 		Flags: o.sessionFlags(), ZeroMessageOpen: o.Alone && !o.Directory, Logger: o.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Daemon{
+	d := &Daemon{
 		opts: o, log: o.Log, tree: tree, server: server, open: open,
-		life:   newLifetime(o.FirstConnect, o.Linger),
+		life:   newLifetime(o.FirstConnect, o.Linger, was.session != nil),
 		state:  StateInit,
-		mounts: make(map[string]*MountInfo), changing: make(map[string]bool),
-	}, nil
+		mounts: make(map[string]*MountInfo), changing: make(map[string]bool), places: make(map[string]uint32),
+		saved: was.state,
+	}
+	d.shares.Store(was.state.LastID)
+	if err := d.restore(was); err != nil {
+		return nil, errors.Join(err, d.Leave())
+	}
+	return d, nil
 }
 
 // Start makes the daemon RUNNING: its sockets are served.
@@ -254,19 +288,42 @@ func (d *Daemon) reserve(at string) error {
 }
 
 func (d *Daemon) mountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, fuseproto.FileSystem, error) {
-	fs, stop, err := d.openRequested(ctx, r, c)
+	boot, err := d.keptBootstrap(r)
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := d.tree.Mount(ctx, at, fs, vfs.MountOptions{Static: d.opts.Alone, Stop: stop})
+	defer closeKept(boot)
+	fs, stop, err := d.openRequested(ctx, r, c, boot)
+	if err != nil {
+		return nil, nil, err
+	}
+	opts := vfs.MountOptions{Static: d.opts.Alone, Stop: stop}
+	if err := d.remember(&opts, 0, r.record(at), c, boot); err != nil {
+		return nil, nil, errors.Join(err, closeFS(fs))
+	}
+	m, err := d.tree.Mount(ctx, at, fs, opts)
 	if err != nil {
 		return nil, nil, errors.Join(classOf(err), closeFS(fs))
 	}
 	return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSRafs, Source: r.Source, Mounted: m.Since, Config: c}, fs, nil
 }
 
-// openRequested opens the image that r asks for.
-func (d *Daemon) openRequested(ctx context.Context, r MountRequest, c *config.Config) (fuseproto.FileSystem, func(), error) {
+// record returns what the session record keeps of a request for an image.
+func (r *MountRequest) record(at string) mountRecord {
+	return mountRecord{Mountpoint: at, FSType: FSRafs, Source: r.Source, Digest: r.BootstrapDigest, Prefetch: r.PrefetchFiles}
+}
+
+// keptBootstrap opens the bootstrap that r asks for, if it is to be kept in the
+// record: the image is opened from that very file.
+func (d *Daemon) keptBootstrap(r MountRequest) (*os.File, error) {
+	if r.Source == "" {
+		return nil, nil // openRequested says so
+	}
+	return d.keptFile(func() (*os.File, error) { return hostfs.OpenRegular(r.Source) })
+}
+
+// openRequested opens the image that r asks for; boot is its bootstrap if that is open.
+func (d *Daemon) openRequested(ctx context.Context, r MountRequest, c *config.Config, boot *os.File) (fuseproto.FileSystem, func(), error) {
 	if r.Source == "" {
 		return nil, nil, fmt.Errorf("%w: the source is empty", ErrInvalid)
 	}
@@ -277,7 +334,7 @@ func (d *Daemon) openRequested(ctx context.Context, r MountRequest, c *config.Co
 	if err := c.Supported(); err != nil {
 		return nil, nil, err
 	}
-	fs, stop, err := d.open.openImage(ctx, r.Source, c, pin)
+	fs, stop, err := d.open.openImage(ctx, bootstrap{path: r.Source, file: boot, pin: pin}, c)
 	if errors.Is(err, open.ErrDigest) {
 		err = fmt.Errorf("%w: %w", ErrPinned, err)
 	}
@@ -323,6 +380,9 @@ func (d *Daemon) Umount(_ context.Context, mountpoint string) error {
 		return fmt.Errorf("umount %s: %w", at, classOf(err))
 	}
 	delete(d.mounts, at)
+	if err := d.forgetMount(at); err != nil {
+		d.log.Error("unmounted, but the session record still has it", "mountpoint", at, "err", err)
+	}
 	d.releaseIdle()
 	d.closing.Go(func() { d.logClose(at, closed) })
 	d.watchers.tell(Event{Kind: EventUmounted, Mountpoint: at})
@@ -408,6 +468,21 @@ func (d *Daemon) Ending() {
 		d.watchers.tell(Event{Kind: EventState, State: StateStopped})
 	}
 	d.watchers.close()
+}
+
+// Leave is Close of a daemon that another process goes on with: what the session
+// record holds stays as it is, and so do files that the other one needs. The device is
+// closed before, and the record is written to no more.
+func (d *Daemon) Leave() error {
+	for _, m := range d.tree.List() {
+		if fs, ok := m.FS.(interface{ Leave() }); ok {
+			fs.Leave()
+		}
+	}
+	if i, ok := d.open.(interface{ leave() }); ok {
+		i.leave()
+	}
+	return d.Close()
 }
 
 // Close ends all mounts and waits until they are closed. No request may be served

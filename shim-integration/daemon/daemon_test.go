@@ -32,13 +32,13 @@ type fakeFS struct {
 	images *fakeImages
 }
 
-func (f *fakeImages) openImage(_ context.Context, source string, _ *config.Config, _ *[32]byte) (fuseproto.FileSystem, func(), error) {
+func (f *fakeImages) openImage(_ context.Context, b bootstrap, _ *config.Config) (fuseproto.FileSystem, func(), error) {
 	if f.begun != nil {
 		f.begun <- struct{}{}
 		<-f.wait
 	}
-	if source == "/broken" {
-		return nil, nil, fmt.Errorf("open image %s: not a RAFS bootstrap", source)
+	if b.path == "/broken" {
+		return nil, nil, fmt.Errorf("open image %s: not a RAFS bootstrap", b.path)
 	}
 	f.open.Add(1)
 	return &fakeFS{images: f}, func() {}, nil

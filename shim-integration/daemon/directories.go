@@ -24,18 +24,26 @@ func (d *Daemon) MountDirectory(ctx context.Context, mountpoint, source string) 
 		if err != nil {
 			return nil, fmt.Errorf("directory of the host: %w", err)
 		}
-		fs, err := passthrough.New(root, d.opts.Directories)
+		share := fmt.Sprintf("%s%d/", sharePrefix, d.shares.Add(1))
+		fs, err := passthrough.New(root, d.directoryOptions(share))
 		if err != nil {
 			return nil, errors.Join(err, root.Close())
 		}
-		m, err := d.tree.Mount(ctx, at, fs, vfs.MountOptions{
-			Static: d.opts.Alone, KeepIno: d.opts.Alone, Submounts: d.opts.Directories.Submounts,
-		})
+		opts := vfs.MountOptions{Static: d.opts.Alone, KeepIno: d.opts.Alone, Submounts: d.opts.Directories.Submounts}
+		if err := d.remember(&opts, 0, mountRecord{Mountpoint: at, FSType: FSPassthrough, Source: source, Share: share}, nil, root); err != nil {
+			return nil, errors.Join(err, fs.Close())
+		}
+		m, err := d.tree.Mount(ctx, at, fs, opts)
 		if err != nil {
 			return nil, errors.Join(classOf(err), fs.Close())
 		}
 		return &MountInfo{Mountpoint: at, ID: m.ID, FSType: FSPassthrough, Source: source, Mounted: m.Since}, nil
 	})
+}
+
+// directoryOptions are those of a directory that the session record knows as share.
+func (d *Daemon) directoryOptions(share string) passthrough.Options {
+	return d.opts.Directories
 }
 
 // releaseIdle makes every directory of the host give up the descriptors that

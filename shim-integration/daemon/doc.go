@@ -14,8 +14,11 @@
 // is mounted belongs to the tree, which closes it when its last request has left;
 // a store is closed with the last mount that uses it.
 //
-// Lock order: Daemon.mu, then the tree's own. stores.mu, images.mu and
-// lifetime.mu are leaves. None is held while an image is opened, or while a store
+// Succession: with Options.Record, what a further process must know is in the session
+// record before anybody can see it (record.go), and New goes on with it (restore.go).
+//
+// Lock order: Daemon.mu, then the tree's own, then Daemon.savedMu. stores.mu,
+// images.mu and lifetime.mu are leaves. None is held while an image is opened, or while a store
 // is opened or closed.
 //
 // Trust: callers may be as good as root, but what they name is not: sources are

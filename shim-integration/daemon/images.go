@@ -60,8 +60,12 @@ type image struct {
 }
 
 // openImage implements opener.
-func (i *images) openImage(_ context.Context, source string, c *config.Config, pin *[32]byte) (fuseproto.FileSystem, func(), error) {
-	img, err := open.Image(source, open.Options{VerifyMetadata: c.RAFS.VerifyMetadata, Digest: pin})
+func (i *images) openImage(_ context.Context, b bootstrap, c *config.Config) (fuseproto.FileSystem, func(), error) {
+	o := open.Options{VerifyMetadata: c.RAFS.VerifyMetadata, Digest: b.pin, File: b.file}
+	if b.trusted {
+		o.VerifyMetadata, o.Digest = false, nil
+	}
+	img, err := open.Image(b.path, o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,13 +207,41 @@ func (i *images) cacheDir(c *config.Config) (string, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.temp == "" {
-		temp, err := os.MkdirTemp(tempDir(), "rafsd-cache-")
+		temp, err := i.makeTemp()
 		if err != nil {
 			return "", fmt.Errorf("temporary cache folder: %w", err)
 		}
 		i.temp = temp
 	}
 	return i.temp, nil
+}
+
+// makeTemp makes the temporary folder, or finds that of the earlier process.
+func (i *images) makeTemp() (temp string, err error) {
+	r := i.opts.Record
+	if r == nil {
+		return os.MkdirTemp(tempDir(), "rafsd-cache-")
+	}
+	if err := r.Each(keyCache, func(_ string, value []byte, _ []int) error {
+		temp = string(value)
+		return nil
+	}); err != nil {
+		return "", err
+	}
+	if temp != "" && isTemp(temp) {
+		return temp, nil
+	}
+	if temp, err = os.MkdirTemp(tempDir(), "rafsd-cache-"); err != nil {
+		return "", err
+	}
+	return temp, r.Put(keyCache, []byte(temp))
+}
+
+// leave lets the temporary cache be: the next process goes on with it.
+func (i *images) leave() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.temp = ""
 }
 
 // tempDir is where temporary files of some size belong: not in /tmp, which may be

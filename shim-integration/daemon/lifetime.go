@@ -35,11 +35,16 @@ type lifetime struct {
 // count as a front-end.
 const countsAfter = time.Second
 
-// newLifetime begins to wait for the first front-end; 0 waits for ever.
-func newLifetime(firstConnect, linger time.Duration) *lifetime {
-	l := &lifetime{linger: linger, over: make(chan error, 1)}
+// newLifetime begins to wait for the first front-end; 0 waits for ever. If one came
+// to an earlier process, its return is waited for.
+func newLifetime(firstConnect, linger time.Duration, came bool) *lifetime {
+	l := &lifetime{linger: linger, over: make(chan error, 1), came: came}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if came {
+		l.start(linger, nil)
+		return l
+	}
 	if firstConnect > 0 {
 		l.first = time.Now().Add(firstConnect)
 		l.reason = fmt.Errorf("%w within %v", ErrNoFrontEnd, firstConnect)

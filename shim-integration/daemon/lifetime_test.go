@@ -22,7 +22,7 @@ func TestLifetime(t *testing.T) {
 	}
 	t.Run("nobody comes", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(10*time.Minute, 10*time.Second)
+			l := newLifetime(10*time.Minute, 10*time.Second, false)
 			step(10*time.Minute - time.Millisecond)
 			if end, _ := over(l); end {
 				t.Fatal("over too early")
@@ -35,7 +35,7 @@ func TestLifetime(t *testing.T) {
 	})
 	t.Run("the VMM goes and comes back", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(10*time.Minute, 10*time.Second)
+			l := newLifetime(10*time.Minute, 10*time.Second, false)
 			l.connect()
 			step(time.Hour)
 			l.disconnect(false)
@@ -54,7 +54,7 @@ func TestLifetime(t *testing.T) {
 	})
 	t.Run("never", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(0, 0)
+			l := newLifetime(0, 0, false)
 			step(1000 * time.Hour)
 			l.connect()
 			l.disconnect(false)
@@ -66,7 +66,7 @@ func TestLifetime(t *testing.T) {
 	})
 	t.Run("somebody only looks", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(time.Minute, time.Second)
+			l := newLifetime(time.Minute, time.Second, false)
 			step(20 * time.Second)
 			l.connect()
 			step(time.Millisecond)
@@ -83,7 +83,7 @@ func TestLifetime(t *testing.T) {
 	})
 	t.Run("a short connection that was used", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(time.Minute, time.Second)
+			l := newLifetime(time.Minute, time.Second, false)
 			l.connect()
 			l.disconnect(true)
 			step(time.Second)
@@ -94,7 +94,7 @@ func TestLifetime(t *testing.T) {
 	})
 	t.Run("stopped", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLifetime(time.Second, time.Second)
+			l := newLifetime(time.Second, time.Second, false)
 			l.stop()
 			step(time.Minute)
 			if end, _ := over(l); end {

@@ -262,12 +262,19 @@ func (d *Daemon) SetRuntimeConfig(id string, values map[string]string) error {
 			return fmt.Errorf("configuration %.80q: %w", id, err)
 		}
 		d.mu.Lock()
-		if now := d.mounts[m.at]; now != nil {
+		now := d.mounts[m.at]
+		if now != nil {
 			info := *now
 			info.Config = changed
 			d.mounts[m.at] = &info
 		}
 		d.mu.Unlock()
+		if now == nil {
+			continue
+		}
+		if err := d.rememberConfig(m.at, now.Mounted, changed); err != nil {
+			return fmt.Errorf("configuration %.80q: %w", id, err)
+		}
 	}
 	var keys []string
 	for key := range values {

@@ -72,7 +72,12 @@ func (d *Daemon) beginRemount(at string) error {
 }
 
 func (d *Daemon) remountImage(ctx context.Context, at string, r MountRequest, c *config.Config) (*MountInfo, fuseproto.FileSystem, error) {
-	fs, stop, err := d.openRequested(ctx, r, c)
+	boot, err := d.keptBootstrap(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer closeKept(boot)
+	fs, stop, err := d.openRequested(ctx, r, c, boot)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -80,7 +85,11 @@ func (d *Daemon) remountImage(ctx context.Context, at string, r MountRequest, c 
 	if err != nil {
 		return nil, nil, errors.Join(err, closeFS(fs))
 	}
-	m, closed, err := d.tree.Remount(ctx, at, fs, same, vfs.MountOptions{Stop: stop})
+	opts := vfs.MountOptions{Stop: stop}
+	if err := d.remember(&opts, d.placeAt(at), r.record(at), c, boot); err != nil {
+		return nil, nil, errors.Join(err, closeFS(fs))
+	}
+	m, closed, err := d.tree.Remount(ctx, at, fs, same, opts)
 	if err != nil {
 		return nil, nil, errors.Join(classOf(err), closeFS(fs))
 	}

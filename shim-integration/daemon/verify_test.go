@@ -49,7 +49,7 @@ func TestVerifyMetadata(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fs, stop, err := images.openImage(t.Context(), tt.bootstrap, c, nil)
+		fs, stop, err := images.openImage(t.Context(), bootstrap{path: tt.bootstrap}, c)
 		if err == nil {
 			stop()
 			err = fs.(*image).Close()
