@@ -82,7 +82,7 @@ func parse(args []string) (*settings, error) {
 	f.IntVar(&s.files, "files", 10_000, "how many small files are made, renamed and removed in each round of -passthrough")
 	f.StringVar(&s.work, "work", "", "the `folder` below which everything is made (default that of temporary files)")
 	f.StringVar(&s.rafsd, "rafsd", "", "the `program` to compare")
-	f.Func("backend", "a back-end, `NAME[@QUEUES]=ARGV` with {sock} and {dir}; may be repeated", func(v string) error {
+	f.Func("backend", "a back-end, `NAME[@QUEUES]=ARGV` with {sock} and {dir}, with -passthrough {cache} too; may be repeated", func(v string) error {
 		b, err := parseSpec(v)
 		s.backends = append(s.backends, b)
 		return err
