@@ -94,6 +94,9 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 	}
 	q.heads[h].position = q.popped
 	q.heads[h].inFlight.Store(1)
+	if q.table != nil {
+		q.table.pop(h, q.popped)
+	}
 	q.popped++
 	return true, nil
 }

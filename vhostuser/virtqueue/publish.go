@@ -4,11 +4,23 @@ import "github.com/rafsd/rafsd/vhostuser/ringmem"
 
 // Publish shows finished chains to the driver, all at once, and reports whether
 // it wants to be signalled. All bytes of the replies must have been written. One
-// goroutine at a time may publish.
+// goroutine at a time may publish, with a table at most MaxPublish chains.
 func (q *Queue) Publish(done []Used) (signal bool) {
 	if len(done) == 0 {
 		return false
 	}
+	if q.table == nil {
+		q.show(done)
+		return q.wantsSignal()
+	}
+	q.table.publishing(done)
+	q.show(done)
+	q.table.published(q.used)
+	return q.wantsSignal()
+}
+
+// show writes used elements and then their index.
+func (q *Queue) show(done []Used) {
 	for _, u := range done {
 		// Before used.idx: the driver may offer the head again as soon as it
 		// sees that, and the popper must then find it free.
@@ -17,6 +29,9 @@ func (q *Queue) Publish(done []Used) (signal bool) {
 		q.usedRing[slot] = uint32(u.Head)
 		q.usedRing[slot+1] = u.Len
 		q.used++
+		if q.table != nil {
+			q.table.step()
+		}
 	}
 	// Release: replies and elements are visible before the index that covers
 	// them. Partner: the driver's acquire of used.idx.
@@ -25,7 +40,6 @@ func (q *Queue) Publish(done []Used) (signal bool) {
 	// asks for; its partner is the driver's barrier between that store and its
 	// last look at used.idx before it sleeps.
 	ringmem.Fence()
-	return q.wantsSignal()
 }
 
 // wantsSignal is the notification test of virtio 2.7.10.

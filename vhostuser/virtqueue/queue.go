@@ -87,6 +87,8 @@ type Queue struct {
 	tested    bool   // signalled is valid; a start makes it invalid
 
 	heads []head // by descriptor index
+
+	table *Inflight // what another process would go on from; nil = nothing
 }
 
 // head is what is known of a chain that starts at one descriptor.
@@ -107,6 +109,43 @@ func New(t *guestmem.Table, cfg Config, base uint16) (*Queue, error) {
 	q.used = uint64(q.RingUsed())
 	return q, nil
 }
+
+// NewTabled is New of a queue that keeps f, which is cleared first, and belongs to
+// this generation from now on.
+func NewTabled(t *guestmem.Table, cfg Config, base uint16, f *Inflight, generation uint64) (*Queue, error) {
+	f.Clear()
+	q, err := New(t, cfg, base)
+	if err != nil {
+		return nil, err
+	}
+	if len(f.heads) < int(cfg.Size) {
+		return nil, fmt.Errorf("queue of %d, in-flight table of %d: %w", cfg.Size, len(f.heads), ErrSetup)
+	}
+	f.begin(generation, q.popped, q.used)
+	q.table = f
+	return q, nil
+}
+
+// Recover sets up a queue that goes on where f says that another process ended. f
+// is not trusted. limit is how many ends of a process a request may have been in
+// flight in; 0 says that the last one is not counted.
+func Recover(t *guestmem.Table, cfg Config, f *Inflight, limit int) (*Queue, Recovered, error) {
+	q, err := setUp(t, cfg)
+	if err != nil {
+		return nil, Recovered{}, err
+	}
+	if len(f.heads) < int(cfg.Size) {
+		return nil, Recovered{}, fmt.Errorf("queue of %d, in-flight table of %d: %w", cfg.Size, len(f.heads), ErrSetup)
+	}
+	own := *f
+	own.heads = f.heads[:cfg.Size]
+	r := own.recover(q, limit)
+	q.table = f
+	return q, r, nil
+}
+
+// Inflight returns the table that q keeps, nil if it keeps none.
+func (q *Queue) Inflight() *Inflight { return q.table }
 
 // Resume sets up a queue that goes on where another one stopped. p is not
 // trusted. The heads in flight are to be taken by Replay.

@@ -203,3 +203,11 @@ func (d *Driver) Reattach(mem []byte) *Driver {
 	c.mem = mem
 	return &c
 }
+
+// Clone returns a Driver at the same positions, independent of d from now on, whose
+// rings are in mem.
+func (d *Driver) Clone(mem []byte) *Driver {
+	c := *d
+	c.mem, c.offered = mem, append([]bool(nil), d.offered...)
+	return &c
+}
