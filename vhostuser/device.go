@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -24,6 +25,8 @@ type Device struct {
 	features uint64          // guarded by mu
 	vrings   []*vring        // immutable
 	used     bool            // guarded by mu; the Handler may know something of the guest
+	inflight *inflightMemory // guarded by mu; nil = requests end with the process
+	suspect  int             // how many ends of a process a request may be in; guarded by mu
 	closed   bool            // guarded by mu
 }
 
@@ -55,14 +58,32 @@ func newDevice(h Handler, o Options, stats []counters) *Device {
 // Close stops all vrings, ends all requests and frees memory and descriptors. It
 // returns when the Handler has returned from everything. The Handler learns by
 // Reset that the guest is gone.
-func (d *Device) Close() {
+func (d *Device) Close() { d.close(true) }
+
+// Abandon is Close for a device that another process goes on with: the guest
+// notices nothing, and the Handler is not told that it is gone.
+func (d *Device) Abandon() { d.close(false) }
+
+func (d *Device) close(gone bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return
 	}
 	d.closed = true
-	d.resetLocked()
+	d.pauseLocked()
+	for _, v := range d.vrings {
+		v.forget()
+		v.inflight = nil
+	}
+	if d.used && gone {
+		d.handler.Reset()
+	}
+	d.used = false
+	if d.inflight != nil {
+		d.inflight.unmap()
+		d.inflight = nil
+	}
 	for _, v := range d.vrings {
 		v.setKick(nil)
 		v.setCall(notifier{})
@@ -180,6 +201,23 @@ func (d *Device) setNotifier(i, fd int, set func(*vring, notifier)) error {
 	return nil
 }
 
+// prepare sets vring v up to run from r on. What it finds in guest memory and in the
+// table of requests in flight may be gone: that is an error, not a panic.
+func (d *Device) prepare(v *vring, r session.Ring) (fresh bool, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			if err = d.table.Fault(p); err == nil {
+				err = d.inflight.fault(p)
+			}
+			if err == nil {
+				panic(p)
+			}
+		}
+	}()
+	return v.prepare(d.table, r, d.config(r), d.suspect)
+}
+
 // config returns how a vring at r is set up.
 func (d *Device) config(r session.Ring) virtqueue.Config {
 	return virtqueue.Config{
@@ -206,7 +244,7 @@ func (d *Device) StartVring(i int, r session.Ring) error {
 		return fmt.Errorf("vring %d: no kick", i)
 	}
 	wasSetUp := v.queue != nil
-	fresh, err := v.prepare(d.table, r, d.config(r))
+	fresh, err := d.prepare(v, r)
 	if err != nil {
 		err = fmt.Errorf("vring %d: %w", i, err)
 		v.giveUp(err)
@@ -240,6 +278,7 @@ func (d *Device) driverRestarted(v *vring) {
 		for _, other := range d.vrings {
 			if other != v && !slices.Contains(running, other) {
 				other.forget()
+				other.clearInflight()
 			}
 		}
 		d.handler.Reset()
@@ -272,6 +311,7 @@ func (d *Device) resetLocked() {
 	d.pauseLocked()
 	for _, v := range d.vrings {
 		v.forget()
+		v.clearInflight()
 	}
 	if d.used {
 		d.used = false

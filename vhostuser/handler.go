@@ -40,6 +40,13 @@ type Handler interface {
 	Restore(state []byte) error
 }
 
+// Refuser is what a Handler may also implement to answer requests that are not served
+// because processes have ended of them.
+type Refuser interface {
+	// Refuse writes a reply that says so and returns its length.
+	Refuse(r *Request) (written uint32)
+}
+
 // ConfigSpace is what a Handler may also implement to answer GET_CONFIG: the
 // device's configuration space. It is asked only when Options.Config is set.
 type ConfigSpace interface {

@@ -25,6 +25,7 @@ type Request struct {
 	chain    virtqueue.Chain
 	started  *epoch // while it waits: what it belongs to
 	attached bool   // guest memory may be touched
+	rerun    bool   // another process had taken it
 	// While it waits: where the segments were, readable ones first.
 	spans    []span
 	readable int
@@ -69,6 +70,28 @@ func (r *Request) Attach() error {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return nil
+}
+
+// Rerun tells whether another process had taken the request when it ended, and maybe
+// served some of it.
+func (r *Request) Rerun() bool { return r.rerun }
+
+// Note returns what was noted last about the request; phase 0 is nothing. note is
+// valid until the next SetNote.
+func (r *Request) Note() (phase uint8, errno int32, note []byte) {
+	if f := r.vring.inflight; f != nil {
+		return f.Note(r.chain.Head)
+	}
+	return 0, 0, nil
+}
+
+// SetNote notes how far the request has come, for another process that has to serve
+// it again: at most virtqueue.NoteSize bytes, in place of the note before, wholly or
+// not at all. It does nothing if requests end with this process.
+func (r *Request) SetNote(phase uint8, errno int32, note []byte) {
+	if f := r.vring.inflight; f != nil {
+		f.SetNote(r.chain.Head, phase, errno, note)
+	}
 }
 
 // detach gives up the segments and remembers where they were.

@@ -60,6 +60,15 @@ func (d *Device) restore(s *session.State) error {
 		}
 	}
 	d.SetFeatures(s.Features)
+	d.suspect = 0
+	if s.Crashed {
+		d.suspect = maxDeaths
+	}
+	if s.Inflight.FD >= 0 {
+		if err := d.SetInflight(s.Inflight.FD, s.Inflight.Size); err != nil {
+			return err
+		}
+	}
 	if len(s.Regions) > 0 {
 		if err := d.SetMemory(s.Regions); err != nil {
 			return err
@@ -67,14 +76,19 @@ func (d *Device) restore(s *session.State) error {
 	}
 	for i := range s.Vrings {
 		if err := d.restoreVring(i, &s.Vrings[i]); err != nil {
-			return fmt.Errorf("vring %d: %w", i, err)
+			err = fmt.Errorf("vring %d: %w", i, err)
+			if s.Inflight.FD < 0 || !guestFault(err) {
+				return err
+			}
+			// The guest has spoiled it, and loses it alone.
+			d.vrings[i].giveUp(err)
 		}
 	}
 	// Nothing can go wrong any more, so nothing was served in vain.
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, v := range d.vrings {
-		if s.Vrings[i].Running {
+		if s.Vrings[i].Running && v.queue != nil {
 			v.launch(d.table)
 		}
 	}
@@ -93,23 +107,50 @@ func (d *Device) restoreVring(i int, s *session.Vring) error {
 			}
 		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.vrings[i]
+	switch f := v.inflight; {
+	case f == nil:
+		return d.resumeLocked(v, s)
+	case s.Running:
+		if s.Kick < 0 || d.table == nil {
+			return fmt.Errorf("runs without memory or kick: %w", session.ErrState)
+		}
+		// If the table knows of no such start, the process ended before it.
+		d.used = true
+		_, err := d.prepare(v, s.Ring)
+		return err
+	case s.Generation != 0 && f.Generation() == s.Generation && d.table != nil:
+		// Stopped; what is in flight is answered if the front-end starts it again
+		// where it was.
+		d.used = true
+		if _, err := d.prepare(v, s.Ring); err != nil {
+			return err
+		}
+	}
+	v.adopt = s.Generation == 0
+	return nil
+}
+
+// resumeLocked sets vring v up from what a snapshot says of it.
+func (d *Device) resumeLocked(v *vring, s *session.Vring) error {
 	switch {
 	case s.Running && (!s.Live || s.Kick < 0):
 		return fmt.Errorf("runs without progress or kick: %w", session.ErrState)
 	case !s.Live:
 		return nil
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.table == nil {
+	case d.table == nil:
 		return fmt.Errorf("set up without guest memory: %w", session.ErrState)
 	}
-	v := d.vrings[i]
 	q, err := virtqueue.Resume(d.table, d.config(s.Ring), virtqueue.Progress(s.Stopped))
 	if err != nil {
 		return err
 	}
-	v.queue, v.place, v.replay = q, s.Ring, s.Stopped.InFlight
+	v.queue, v.place, v.replay = q, s.Ring, nil
+	for _, h := range s.Stopped.InFlight {
+		v.replay = append(v.replay, virtqueue.Replay{Head: h})
+	}
 	d.used = true
 	return nil
 }

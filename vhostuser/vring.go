@@ -47,12 +47,20 @@ type vring struct {
 	done    chan struct{} // closed when the goroutine of this run has ended
 	broken  bool          // written by the goroutine before it ends; only a start heals it
 
+	// The vring's part of the table of requests in flight, nil if there is none, and
+	// whether what an earlier process left there is to be gone on with by the first
+	// start. Guarded by Device.mu; written while the vring is stopped.
+	inflight *virtqueue.Inflight
+	adopt    bool
+
 	// halt asks the goroutine to end; it looks once a request. Written under mu.
 	halt atomic.Uint32
 
 	// Owned by the vring's goroutine while one runs, else guarded by Device.mu.
-	queue       *virtqueue.Queue // publishing also needs mu; nil when idle
-	replay      []uint16         // heads in flight that another process popped
+	queue       *virtqueue.Queue   // publishing also needs mu; nil when idle
+	replay      []virtqueue.Replay // heads in flight that another process popped
+	oneByOne    bool               // one of replay may be what ended that process
+	signalFirst bool               // the driver may not have been told of what was published
 	current     *Request
 	staged      []virtqueue.Used
 	stagedBytes uint64
@@ -162,15 +170,9 @@ func (v *vring) complain(msg string, args ...any) {
 
 // serve works and sleeps until it is told to end (nil) or the ring is broken.
 func (v *vring) serve(k *kick) error {
-	for len(v.replay) > 0 {
-		h := v.replay[0]
-		v.replay = v.replay[1:]
-		if err := v.queue.Replay(h, &v.current.chain); err != nil {
-			return err
-		}
-		v.serveOne()
+	if err := v.serveAgain(); err != nil {
+		return err
 	}
-	v.publish()
 	for {
 		if err := v.drain(); err != nil {
 			return err
@@ -183,6 +185,54 @@ func (v *vring) serve(k *kick) error {
 		}
 		v.sleep(k)
 	}
+}
+
+// serveAgain serves what another process had taken when it ended.
+func (v *vring) serveAgain() error {
+	if v.signalFirst {
+		v.signalFirst = false
+		v.mu.Lock()
+		v.call.signal()
+		v.mu.Unlock()
+	}
+	for len(v.replay) > 0 && v.halt.Load() == haltNo {
+		p := v.replay[0]
+		v.replay = v.replay[1:]
+		if v.oneByOne && v.inflight != nil {
+			v.inflight.Release(p.Head)
+		}
+		if err := v.queue.Replay(p.Head, &v.current.chain); err != nil {
+			return err
+		}
+		v.current.rerun = true
+		if p.Refuse {
+			v.refuse()
+		} else {
+			v.serveOne()
+		}
+		v.current.rerun = false // another one, if that waits
+		if v.oneByOne {
+			v.publish()
+			for v.queue.InFlight(p.Head) && v.halt.Load() == haltNo {
+				time.Sleep(time.Millisecond) // seldom, and never for long
+			}
+		}
+	}
+	v.oneByOne = v.oneByOne && len(v.replay) > 0
+	v.publish()
+	return nil
+}
+
+// refuse answers v.current with an error: it was in flight whenever a process ended.
+func (v *vring) refuse() {
+	r := v.current
+	v.complain("request has ended too many processes and is refused", "head", r.chain.Head)
+	written := uint32(0)
+	if h, ok := v.handler.(Refuser); ok {
+		r.attached = true
+		written = r.checked(h.Refuse(r))
+	}
+	v.staged = append(v.staged, virtqueue.Used{Head: r.chain.Head, Len: written})
 }
 
 var errFault = fmt.Errorf("another vring found that %w", guestmem.ErrGone)
@@ -285,17 +335,56 @@ func (v *vring) publishLocked(done []virtqueue.Used) {
 
 // prepare sets the vring up in t to run from r on. It keeps what waits if r is
 // where the vring was paused; else that is forgotten, and fresh is true.
-func (v *vring) prepare(t *guestmem.Table, r session.Ring, cfg virtqueue.Config) (fresh bool, err error) {
-	if !v.continues(t, r, cfg) {
+//
+// With a table of requests in flight, that may say that another process has begun
+// this very start, or was stopped in the middle of serving the guest before the
+// front-end has come back (adopt): then the vring goes on from there, and r.Base
+// does not matter. suspect is that of virtqueue.Recover.
+func (v *vring) prepare(t *guestmem.Table, r session.Ring, cfg virtqueue.Config, suspect int) (fresh bool, err error) {
+	f := v.inflight
+	switch {
+	case v.continues(t, r, cfg):
+		if f != nil {
+			f.SetGeneration(r.Generation)
+		}
+	case f != nil && f.Generation() != 0 && (v.adopt || f.Generation() == r.Generation):
+		if err := v.recover(t, cfg, suspect); err != nil {
+			return true, err
+		}
+		f.SetGeneration(r.Generation)
+	default:
 		v.forget()
-		if v.queue, err = virtqueue.New(t, cfg, r.Base); err != nil {
+		if f != nil {
+			v.queue, err = virtqueue.NewTabled(t, cfg, r.Base, f, r.Generation)
+		} else {
+			v.queue, err = virtqueue.New(t, cfg, r.Base)
+		}
+		if err != nil {
 			v.queue = nil
 			return true, err
 		}
 		fresh = true
 	}
-	v.place, v.broken = r, false
+	v.place, v.broken, v.adopt = r, false, false
 	return fresh, nil
+}
+
+// recover sets the vring up from its part of the table.
+func (v *vring) recover(t *guestmem.Table, cfg virtqueue.Config, suspect int) error {
+	v.forget()
+	q, left, err := virtqueue.Recover(t, cfg, v.inflight, suspect)
+	if err != nil {
+		return err
+	}
+	v.queue, v.replay, v.oneByOne, v.signalFirst = q, left.Replays, left.OneByOne, true
+	return nil
+}
+
+// clearInflight forgets what the table says of the vring, which is idle.
+func (v *vring) clearInflight() {
+	if v.inflight != nil {
+		v.inflight.Clear()
+	}
 }
 
 // continues reports whether the driver goes on where the vring was paused: same
@@ -379,7 +468,7 @@ func (v *vring) forget() {
 		e.cancel()
 		e.waiting.Wait()
 	}
-	v.queue, v.replay = nil, nil
+	v.queue, v.replay, v.oneByOne, v.signalFirst = nil, nil, false, false
 }
 
 // waits reports whether requests wait, or are to be served again. The vring is

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rafsd/rafsd/vhostuser"
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 	"github.com/rafsd/rafsd/vhostuser/session"
 )
@@ -28,13 +29,11 @@ type device struct {
 
 var _ session.Device = (*device)(nil)
 
-func newDevice(k *Keeper, number uint64, queues int) *device {
-	d := &device{keeper: k, number: number, state: session.State{BackendReq: -1, Vrings: make([]session.Vring, queues)}}
-	for i := range d.state.Vrings {
-		v := &d.state.Vrings[i]
-		v.Kick, v.Call, v.Err = -1, -1, -1
-	}
-	return d
+func newDevice(k *Keeper, number uint64, queues int) (*device, error) {
+	d := &device{keeper: k, number: number, state: session.NewState(queues)}
+	var err error
+	d.state.Inflight.FD, d.state.Inflight.Size, err = vhostuser.NewInflight(queues)
+	return d, err
 }
 
 // begin returns the message that makes a worker take up the device. Its
@@ -195,6 +194,22 @@ func (d *device) StopVring(i int) (base uint16) {
 	defer d.mu.Unlock()
 	d.state.Vrings[i].Base = answer.Base
 	return answer.Base
+}
+
+// SetInflight implements session.Device.
+func (d *device) SetInflight(fd int, size int64) error {
+	kept, err := keep(fd)
+	if err != nil {
+		return err
+	}
+	m := &message{Kind: kindInflight, Size: size, fds: []int{fd}}
+	if _, err = d.call(m, func() {
+		replace(&d.state.Inflight.FD, kept)
+		d.state.Inflight.Size = size
+	}); err != nil {
+		closeAll([]int{kept})
+	}
+	return err
 }
 
 // Reset implements session.Device.

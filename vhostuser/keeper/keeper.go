@@ -97,9 +97,12 @@ func New(o Options) (*Keeper, error) {
 func (k *Keeper) connect() vhostuser.BackEnd {
 	k.mu.Lock()
 	k.devices++
-	d := newDevice(k, k.devices, k.opts.Device.Queues)
+	d, err := newDevice(k, k.devices, k.opts.Device.Queues)
 	k.device = d // a worker that begins from now on is given it
 	k.mu.Unlock()
+	if err != nil {
+		k.opts.Log.Error("requests of this front-end will not outlive a worker", "err", err)
+	}
 	for {
 		w, err := k.current()
 		if err != nil {

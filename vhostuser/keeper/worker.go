@@ -309,7 +309,10 @@ func (s *served) do(m *message) (*message, error) {
 	case kindDevice:
 		return &message{}, s.begin(m)
 	case kindQuiesce:
-		s.closeDevice()
+		if s.device != nil {
+			s.device.Abandon()
+			s.device = nil
+		}
 		if s.host.Quiesce != nil {
 			s.host.Quiesce()
 		}
@@ -334,7 +337,10 @@ func (s *served) begin(m *message) error {
 	if err != nil {
 		return err
 	}
+	state.Crashed = m.Blame
 	s.device, err = vhostuser.NewDeviceFromSnapshot(s.host.Handler, s.host.Options, state)
+	state.Close() // the Device has duplicates
+	m.fds = nil
 	if err != nil {
 		return err
 	}
@@ -389,6 +395,8 @@ func (s *served) drive(m *message) (*message, error) {
 		return &message{}, s.device.StartVring(m.Index, *m.Ring)
 	case kindStop:
 		return &message{Base: s.device.StopVring(m.Index)}, nil
+	case kindInflight:
+		return &message{}, s.device.SetInflight(fd, m.Size)
 	case kindReset:
 		s.device.Reset()
 	default:

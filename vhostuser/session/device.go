@@ -13,6 +13,10 @@ type Ring struct {
 	Avail guestmem.UVA
 	Used  guestmem.UVA
 	Base  uint16 // next position of the available ring
+
+	// Generation tells the starts of a vring apart, beyond the end of a process: it
+	// is 0 before the first one and grows with each.
+	Generation uint64
 }
 
 // Progress is how far a vring has come when its Device was stopped.
@@ -57,6 +61,11 @@ type Device interface {
 	// touches guest memory on behalf of this vring. It never waits for requests
 	// that wait for something slow.
 	StopVring(i int) (base uint16)
+
+	// SetInflight gives the Device memory of size bytes that outlives this process,
+	// for the table of requests in flight, before any vring runs. What an earlier
+	// process left in it is gone on with by the vrings that start for the first time.
+	SetInflight(fd int, size int64) error
 
 	// Reset forgets all requests and what the guest negotiated in them. All
 	// vrings are stopped.

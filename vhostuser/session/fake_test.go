@@ -193,3 +193,15 @@ func (d *fakeDevice) fail() {
 	defer d.mu.Unlock()
 	d.failNext = true
 }
+
+func (d *fakeDevice) SetInflight(fd int, size int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.vrings {
+		if d.vrings[i].running {
+			d.t.Fatalf("in-flight table while vring %d runs", i)
+		}
+	}
+	d.note("inflight %d", size)
+	return nil
+}

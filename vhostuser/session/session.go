@@ -50,11 +50,12 @@ type Session struct {
 	state      State      // guarded by mu
 	complaints int        // guarded by mu
 	out        []byte     // guarded by mu; payload of the reply under construction
+	starts     uint64     // of vrings; guarded by mu
 }
 
 // New returns a Session that has heard nothing yet and drives dev.
 func New(cfg Config, dev Device) *Session {
-	return &Session{cfg: cfg, dev: dev, state: newState(cfg.Queues)}
+	return &Session{cfg: cfg, dev: dev, state: NewState(cfg.Queues)}
 }
 
 // Restore returns a Session that goes on from state, and owns it from now on. dev
@@ -67,6 +68,7 @@ func Restore(cfg Config, dev Device, state *State) (*Session, error) {
 	s.state.Handler = nil
 	for i := range s.state.Vrings {
 		v := &s.state.Vrings[i]
+		s.starts = max(s.starts, v.Generation)
 		if v.Live {
 			v.last = v.Ring
 		}

@@ -17,8 +17,19 @@ type State struct {
 	ProtocolFeatures uint64 // acknowledged protocol features
 	Regions          []guestmem.Source
 	Vrings           []Vring
-	BackendReq       int    // the channel to the front-end, or -1
+	BackendReq       int // the channel to the front-end, or -1
+	Inflight         Inflight
 	Handler          []byte // state of the device's own protocol, opaque here
+
+	// Crashed says that the last process to serve the device has ended by a fault of
+	// its own. It is not among the bytes of Marshal.
+	Crashed bool
+}
+
+// Inflight is memory for the table of requests in flight.
+type Inflight struct {
+	FD   int // -1 = none
+	Size int64
 }
 
 // Vring is the state of one vring. Descriptors are -1 when not set.
@@ -36,8 +47,9 @@ type Vring struct {
 	last Ring // what the Device knows it by, once it was started; Base is the stop's
 }
 
-func newState(queues int) State {
-	s := State{BackendReq: -1, Vrings: make([]Vring, queues)}
+// NewState returns the state of a device of so many vrings that has heard nothing.
+func NewState(queues int) State {
+	s := State{BackendReq: -1, Inflight: Inflight{FD: -1}, Vrings: make([]Vring, queues)}
 	for i := range s.Vrings {
 		s.Vrings[i].Kick, s.Vrings[i].Call, s.Vrings[i].Err = -1, -1, -1
 	}
@@ -56,6 +68,7 @@ func (s *State) Close() {
 		closeFD(&v.Err)
 	}
 	closeFD(&s.BackendReq)
+	closeFD(&s.Inflight.FD)
 }
 
 // closeFD closes *fd if it is one and marks it as closed.
@@ -74,15 +87,15 @@ var ErrState = errors.New("bad device state")
 //
 //	magic u32, version u16, vrings u16, features u64, protocol features u64
 //	regions u16, each: gpa u64, uva u64, size u64, offset u64, fd u16
-//	backend fd u16
-//	vrings, each: size u16, desc u64, avail u64, used u64, base u16, flags u8,
-//	    kick u16, call u16, err u16, avail u16, used u16, n u16, n heads u16
+//	backend fd u16, in-flight fd u16, in-flight size u64
+//	vrings, each: size u16, desc u64, avail u64, used u64, base u16,
+//	    generation u64, flags u8, kick u16, call u16, err u16, avail u16, used u16, n u16, n heads u16
 //	handler: length u32, bytes
 //
 // An fd is an index into the list that travels beside the bytes; noFD is none.
 const (
 	stateMagic   = 0x31535556 // "VUS1"
-	stateVersion = 1
+	stateVersion = 2
 	noFD         = 0xffff
 
 	flagPlaced  = 1
@@ -121,6 +134,8 @@ func (s *State) Marshal() (b []byte, fds []int) {
 		fd(r.FD)
 	}
 	fd(s.BackendReq)
+	fd(s.Inflight.FD)
+	b = le.AppendUint64(b, uint64(s.Inflight.Size))
 	for i := range s.Vrings {
 		v := &s.Vrings[i]
 		b = le.AppendUint16(b, v.Size)
@@ -128,6 +143,7 @@ func (s *State) Marshal() (b []byte, fds []int) {
 		b = le.AppendUint64(b, uint64(v.Avail))
 		b = le.AppendUint64(b, uint64(v.Used))
 		b = le.AppendUint16(b, v.Base)
+		b = le.AppendUint64(b, v.Generation)
 		b = append(b, v.flags())
 		fd(v.Kick)
 		fd(v.Call)
@@ -169,7 +185,7 @@ func UnmarshalState(b []byte, fds []int) (*State, error) {
 	if queues > maxVrings {
 		return nil, fmt.Errorf("%d vrings, at most %d: %w", queues, maxVrings, ErrState)
 	}
-	s := newState(queues)
+	s := NewState(queues)
 	s.Features, s.ProtocolFeatures = d.u64(), d.u64()
 	regions := int(d.u16())
 	if regions > guestmem.MaxRegions {
@@ -185,6 +201,7 @@ func UnmarshalState(b []byte, fds []int) (*State, error) {
 		})
 	}
 	s.BackendReq = d.fd()
+	s.Inflight = Inflight{FD: d.fd(), Size: int64(d.u64())}
 	for i := range s.Vrings {
 		d.vring(i, &s.Vrings[i])
 	}
@@ -275,7 +292,7 @@ func (d *decoder) fd() int {
 func (d *decoder) vring(i int, v *Vring) {
 	v.Size = d.u16()
 	v.Desc, v.Avail, v.Used = guestmem.UVA(d.u64()), guestmem.UVA(d.u64()), guestmem.UVA(d.u64())
-	v.Base = d.u16()
+	v.Base, v.Generation = d.u16(), d.u64()
 	flags := d.u8()
 	v.Placed, v.Enabled = flags&flagPlaced != 0, flags&flagEnabled != 0
 	v.Running, v.Live = flags&flagRunning != 0, flags&flagLive != 0

@@ -24,6 +24,8 @@ func (s *Session) adapt(i int) error {
 		if s.state.Features == 0 {
 			return refuse("vring %d to start before SET_FEATURES", i)
 		}
+		s.starts++
+		v.Generation = s.starts
 		if err := s.dev.StartVring(i, v.Ring); err != nil {
 			return fmt.Errorf("start of vring %d: %w", i, err)
 		}

@@ -242,6 +242,9 @@ func (q *Queue) NextUsed() uint16 { return uint16(q.used) }
 // have changed it: a driver that was reset shows itself by it.
 func (q *Queue) RingUsed() uint16 { return ringmem.LoadAcquire16(q.usedIdx) }
 
+// InFlight tells whether head h was taken and not published.
+func (q *Queue) InFlight(h uint16) bool { return q.heads[h].inFlight.Load() != 0 }
+
 // Progress returns how far q has come.
 func (q *Queue) Progress() Progress {
 	p := Progress{Avail: q.Base(), Used: q.NextUsed()}
