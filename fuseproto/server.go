@@ -126,6 +126,17 @@ func (s *Server) ServeBlocking(ctx context.Context, op *Op, m Message) (written 
 	return s.reply(op, err), nil
 }
 
+// Refuse answers the request in m with EIO, without serving any of it, and returns
+// the length of the reply.
+func (s *Server) Refuse(op *Op, m Message) (written uint32) {
+	err := s.receive(op, m)
+	if err == nil {
+		s.log.Error("request is refused: processes have ended of it", op.logAttrs()...)
+		err = syscall.EIO
+	}
+	return s.reply(op, err)
+}
+
 // errDestroyed is the outcome of a DESTROY that is run again after it has done its
 // work: success.
 var errDestroyed = errors.New("the session has ended already")

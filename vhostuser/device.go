@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 	"github.com/rafsd/rafsd/vhostuser/session"
@@ -20,14 +21,14 @@ type Device struct {
 	handler Handler
 	opts    Options
 
-	mu       sync.Mutex      // before vring.mu
-	table    *guestmem.Table // guarded by mu; nil before the first memory
-	features uint64          // guarded by mu
-	vrings   []*vring        // immutable
-	used     bool            // guarded by mu; the Handler may know something of the guest
-	inflight *inflightMemory // guarded by mu; nil = requests end with the process
-	suspect  int             // how many ends of a process a request may be in; guarded by mu
-	closed   bool            // guarded by mu
+	mu       sync.Mutex                     // before vring.mu
+	table    *guestmem.Table                // guarded by mu; nil before the first memory
+	features uint64                         // guarded by mu
+	vrings   []*vring                       // immutable
+	used     bool                           // guarded by mu; the Handler may know something of the guest
+	inflight atomic.Pointer[inflightMemory] // written under mu; nil = requests end with the process
+	suspect  int                            // how many ends of a process a request may be in; guarded by mu
+	closed   bool                           // guarded by mu
 }
 
 var _ session.Device = (*Device)(nil)
@@ -52,6 +53,9 @@ func newDevice(h Handler, o Options, stats []counters) *Device {
 	for i := range d.vrings {
 		d.vrings[i] = newVring(i, h, o.Log, &stats[i], d.memoryGone)
 	}
+	if h, ok := h.(Stateful); ok {
+		h.SaveState(d.saveState)
+	}
 	return d
 }
 
@@ -72,6 +76,9 @@ func (d *Device) close(gone bool) {
 	}
 	d.closed = true
 	d.pauseLocked()
+	if h, ok := d.handler.(Stateful); ok {
+		h.SaveState(nil) // that the front-end is gone is no news to who takes over
+	}
 	for _, v := range d.vrings {
 		v.forget()
 		v.inflight = nil
@@ -80,9 +87,8 @@ func (d *Device) close(gone bool) {
 		d.handler.Reset()
 	}
 	d.used = false
-	if d.inflight != nil {
-		d.inflight.unmap()
-		d.inflight = nil
+	if m := d.inflight.Swap(nil); m != nil {
+		m.unmap()
 	}
 	for _, v := range d.vrings {
 		v.setKick(nil)
@@ -208,7 +214,7 @@ func (d *Device) prepare(v *vring, r session.Ring) (fresh bool, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			if err = d.table.Fault(p); err == nil {
-				err = d.inflight.fault(p)
+				err = d.inflight.Load().fault(p)
 			}
 			if err == nil {
 				panic(p)

@@ -40,6 +40,15 @@ type Handler interface {
 	Restore(state []byte) error
 }
 
+// Stateful is what a Handler may also implement whose Snapshot is to survive this
+// process even if the front-end alone keeps anything (INFLIGHT_SHMFD).
+type Stateful interface {
+	// SaveState says where each new state goes: save is called with what Snapshot
+	// would return, before the reply to the request that has changed it. nil is
+	// nowhere.
+	SaveState(save func(state []byte) error)
+}
+
 // Refuser is what a Handler may also implement to answer requests that are not served
 // because processes have ended of them.
 type Refuser interface {

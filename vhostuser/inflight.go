@@ -16,6 +16,9 @@ import (
 // refused: the others that were may be innocent, so the last time it was alone.
 const maxDeaths = 3
 
+// maxUnknownDeaths is the same where nobody knows what the processes have died of.
+const maxUnknownDeaths = 10
+
 // inflightMemory is the mapped table of requests in flight.
 type inflightMemory struct {
 	mem   []byte
@@ -28,13 +31,39 @@ func InflightSize(queues int) int64 {
 	return virtqueue.InflightSize(queues, session.MaxQueueSize)
 }
 
-// SetInflight implements session.Device.
+// SetInflight implements session.Device. If another process has left its state in
+// the memory, the Handler takes that up.
 func (d *Device) SetInflight(fd int, size int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return errClosed
 	}
+	if err := d.setInflightLocked(fd, size); err != nil {
+		return err
+	}
+	state := d.inflight.Load().table.State()
+	if state == nil {
+		return nil
+	}
+	d.suspect = maxUnknownDeaths
+	d.used = true
+	if err := d.handler.Restore(state); err != nil {
+		return fmt.Errorf("in-flight table: state of the handler: %w", err)
+	}
+	return nil
+}
+
+// saveState keeps a new state of the Handler's. It is called while requests are
+// served, and takes no lock.
+func (d *Device) saveState(b []byte) error {
+	if m := d.inflight.Load(); m != nil {
+		return m.table.SetState(b)
+	}
+	return nil
+}
+
+func (d *Device) setInflightLocked(fd int, size int64) error {
 	for _, v := range d.vrings {
 		if v.running {
 			return fmt.Errorf("in-flight table while vring %d runs: %w", v.index, session.ErrState)
@@ -44,8 +73,7 @@ func (d *Device) SetInflight(fd int, size int64) error {
 	if err != nil {
 		return err
 	}
-	old := d.inflight
-	d.inflight = m
+	old := d.inflight.Swap(m)
 	for i, v := range d.vrings {
 		v.forget()
 		v.inflight, v.adopt = m.table.Queue(i), true

@@ -41,10 +41,10 @@ func TestQEMU72Order(t *testing.T) {
 	if v, _ := wire.ParseU64(features); v != session.Features {
 		t.Errorf("features %#x", v)
 	}
-	if v, _ := wire.ParseU64(get(wire.GetProtocolFeatures, nil)); v != 0xa009 {
-		t.Errorf("protocol features %#x, want MQ, REPLY_ACK, RESET_DEVICE, CONFIGURE_MEM_SLOTS", v)
+	if v, _ := wire.ParseU64(get(wire.GetProtocolFeatures, nil)); v != 0xb009 {
+		t.Errorf("protocol features %#x, want MQ, REPLY_ACK, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS", v)
 	}
-	send(wire.SetProtocolFeatures, wire.AppendU64(nil, 0xa009))
+	send(wire.SetProtocolFeatures, wire.AppendU64(nil, 0xb009))
 	if v, _ := wire.ParseU64(get(wire.GetQueueNum, nil)); v != 4 {
 		t.Errorf("%d queues, want 4", v)
 	}
@@ -180,7 +180,7 @@ func TestUMLOrder(t *testing.T) {
 	f.dial(b.path)
 	check(t, f.conn.Send(wire.SetOwner, wire.FlagVersion, nil))
 	f.getU64(wire.GetFeatures)
-	if v := f.getU64(wire.GetProtocolFeatures); v != 0xa229 {
+	if v := f.getU64(wire.GetProtocolFeatures); v != 0xb229 {
 		t.Errorf("protocol features %#x, want also CONFIG and BACKEND_REQ", v)
 	}
 	f.ok(wire.SetProtocolFeatures, wire.AppendU64(nil, 0x228))

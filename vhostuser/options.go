@@ -54,7 +54,8 @@ func (o Options) complete(h Handler) (Options, session.Config, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	c := session.Config{Queues: o.Queues, Log: o.Log}
+	queues := o.Queues
+	c := session.Config{Queues: queues, Log: o.Log, NewInflight: func() (int, int64, error) { return NewInflight(queues) }}
 	if o.Config {
 		space, ok := h.(ConfigSpace)
 		if !ok {

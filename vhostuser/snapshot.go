@@ -65,7 +65,10 @@ func (d *Device) restore(s *session.State) error {
 		d.suspect = maxDeaths
 	}
 	if s.Inflight.FD >= 0 {
-		if err := d.SetInflight(s.Inflight.FD, s.Inflight.Size); err != nil {
+		d.mu.Lock()
+		err := d.setInflightLocked(s.Inflight.FD, s.Inflight.Size)
+		d.mu.Unlock()
+		if err != nil {
 			return err
 		}
 	}

@@ -358,7 +358,10 @@ func (v cloudHypervisor) realize() error {
 	return nil
 }
 
-func (v cloudHypervisor) start() error {
+func (v cloudHypervisor) start() error { return v.activate(false) }
+
+// activate sets the rings up, again on another connection or for the first time.
+func (v cloudHypervisor) activate(again bool) error {
 	if err := v.Control.Set(SetFeatures, true, le64(v.acked)); err != nil {
 		return err
 	}
@@ -372,7 +375,13 @@ func (v cloudHypervisor) start() error {
 		}
 	}
 	if v.protocol&ProtocolInflight != 0 {
-		if err := v.exchangeInflight(len(active)); err != nil {
+		var err error
+		if again && v.inflight != nil {
+			err = v.Control.Set(SetInflightFd, true, v.inflightArea, v.inflight[0])
+		} else {
+			err = v.exchangeInflight(len(active))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -382,7 +391,11 @@ func (v cloudHypervisor) start() error {
 		}
 		// What the guest's memory says, not 0; less what a test put there already,
 		// which no guest does before the device runs.
-		if err := v.setBase(q, true, uint16(q.loadWord(q.availAt)>>16)-uint16(q.Inflight())); err != nil {
+		base := uint16(q.loadWord(q.availAt) >> 16)
+		if !again {
+			base -= uint16(q.Inflight())
+		}
+		if err := v.setBase(q, true, base); err != nil {
 			return err
 		}
 		if err := v.hand(SetVringCall, true, q, q.call); err != nil {
@@ -408,11 +421,29 @@ func (v cloudHypervisor) exchangeInflight(queues int) error {
 	if err != nil {
 		return err
 	}
-	defer closeAll(fds)
 	if len(fds) != 1 {
+		closeAll(fds)
 		return violation("the reply to GET_INFLIGHT_FD came with %d descriptors", len(fds))
 	}
+	closeAll(v.inflight)
+	v.inflight, v.inflightArea = fds, b
 	return v.Control.Set(SetInflightFd, true, b, fds[0])
+}
+
+// reconnect goes on with another process of the back-end on a new connection, with the
+// rings as they are.
+func (v cloudHypervisor) reconnect() error {
+	if err := v.Control.Set(SetOwner, false, nil); err != nil {
+		return err
+	}
+	if err := v.negotiate(); err != nil {
+		return err
+	}
+	if err := v.Control.Set(SetProtocolFeatures, false, le64(v.protocol)); err != nil {
+		return err
+	}
+	v.Control.ReplyAck = v.protocol&ProtocolReplyAck != 0
+	return v.activate(true)
 }
 
 func (v cloudHypervisor) enableAll(on uint32) error {

@@ -69,6 +69,9 @@ type VM struct {
 	queues  []*Queue
 	channel int // our end of the back-end's request channel, -1 if there is none
 
+	inflight     []int  // the memory that the back-end keeps its table in; nil or one descriptor
+	inflightArea []byte // and its description
+
 	mu       sync.Mutex // serializes conversations; above Queue.mu
 	state    vmState
 	handed   []handed // descriptors in the back-end's hands
@@ -381,6 +384,29 @@ func (vm *VM) Close() error {
 	return err
 }
 
+// Reconnect goes on with another process of the back-end, at path, as Cloud
+// Hypervisor does when its connection has ended: requests in flight stay in the
+// rings, and are to be answered by the other one. The new process is waited for as
+// Options.Wait says.
+func (vm *VM) Reconnect(ctx context.Context, path string) error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.Sequence != CloudHypervisor || vm.state != running {
+		return fmt.Errorf("reconnect of %v: only Cloud Hypervisor does, while its rings run", vm.Sequence)
+	}
+	c, err := dialWithin(ctx, path, vm.Wait)
+	if err != nil {
+		return err
+	}
+	vm.Control.Close()
+	c.Trace = vm.Trace
+	vm.Control = c
+	if err := (cloudHypervisor{vm}).reconnect(); err != nil {
+		return fmt.Errorf("%v, reconnect: %w", vm.Sequence, err)
+	}
+	return nil
+}
+
 // Kill ends the machine like a SIGKILL of the VMM: the socket closes, nothing
 // else is said.
 func (vm *VM) Kill() {
@@ -402,6 +428,7 @@ func (vm *VM) release() {
 		q.fault.close()
 	}
 	vm.Memory.Close()
+	closeAll(vm.inflight)
 	vm.state = closed
 }
 

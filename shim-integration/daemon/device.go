@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/binary"
+	"sync/atomic"
 
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/vhostuser"
@@ -12,7 +13,9 @@ import (
 // daemon's tree. tag and queues are what the configuration space says, for
 // front-ends that ask for it.
 func (d *Daemon) Device(tag string, queues int) vhostuser.Handler {
-	return &device{server: d.server, config: ConfigSpace(tag, queues)}
+	dev := &device{server: d.server, config: ConfigSpace(tag, queues)}
+	d.server.OnChange(dev.stateChanged)
+	return dev
 }
 
 // device joins the FUSE server to a vhost-user device. Each request of the
@@ -21,6 +24,7 @@ func (d *Daemon) Device(tag string, queues int) vhostuser.Handler {
 type device struct {
 	server *fuseproto.Server
 	config []byte
+	save   atomic.Pointer[func([]byte) error] // where the FUSE session is kept
 }
 
 func op(r *vhostuser.Request) *fuseproto.Op {
@@ -40,6 +44,19 @@ func (d *device) Serve(r *vhostuser.Request) (written uint32, done bool) {
 // ServeBlocking implements vhostuser.Handler.
 func (d *device) ServeBlocking(ctx context.Context, r *vhostuser.Request) (written uint32, err error) {
 	return d.server.ServeBlocking(ctx, op(r), r)
+}
+
+// Refuse implements vhostuser.Refuser.
+func (d *device) Refuse(r *vhostuser.Request) (written uint32) { return d.server.Refuse(op(r), r) }
+
+// SaveState implements vhostuser.Stateful.
+func (d *device) SaveState(save func(state []byte) error) { d.save.Store(&save) }
+
+func (d *device) stateChanged(state []byte) error {
+	if save := d.save.Load(); save != nil && *save != nil {
+		return (*save)(state)
+	}
+	return nil
 }
 
 // Reset implements vhostuser.Handler.

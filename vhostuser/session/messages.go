@@ -64,6 +64,10 @@ func (s *Session) handle(m *wire.Message) error {
 		return s.reply(m, uint64(s.cfg.Queues))
 	case wire.ResetDevice:
 		return s.resetDevice()
+	case wire.GetInflightFD:
+		return s.getInflight(m)
+	case wire.SetInflightFD:
+		return s.setInflight(m)
 	case wire.SetBackendReqFD:
 		if s.cfg.ConfigSpace == nil {
 			return fmt.Errorf("BACKEND_REQ was not offered: %w", errUnknown)

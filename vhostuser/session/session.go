@@ -26,12 +26,19 @@ type Config struct {
 	// ours, and user-mode Linux needs both.
 	ConfigSpace []byte
 
+	// NewInflight makes memory for the table of requests in flight, which the
+	// front-end keeps for us. With nil, INFLIGHT_SHMFD is not offered.
+	NewInflight func() (fd int, size int64, err error)
+
 	Log *slog.Logger
 }
 
 // ProtocolFeatures returns the protocol features that c offers.
 func (c *Config) ProtocolFeatures() uint64 {
 	f := wire.ProtocolMQ | wire.ProtocolReplyAck | wire.ProtocolResetDevice | wire.ProtocolConfigureMemSlots
+	if c.NewInflight != nil {
+		f |= wire.ProtocolInflightSHMFD
+	}
 	if c.ConfigSpace != nil {
 		f |= wire.ProtocolConfig | wire.ProtocolBackendReq
 	}
@@ -50,6 +57,7 @@ type Session struct {
 	state      State      // guarded by mu
 	complaints int        // guarded by mu
 	out        []byte     // guarded by mu; payload of the reply under construction
+	outFDs     []int      // guarded by mu; descriptors of that reply, the state's
 	starts     uint64     // of vrings; guarded by mu
 }
 
@@ -122,10 +130,10 @@ func (s *Session) Serve(c *wire.Conn) error {
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		reply, send, err := s.answer(&m)
+		reply, fds, send, err := s.answer(&m)
 		m.CloseFDs()
 		if err == nil && send {
-			err = c.Reply(m.Request, reply)
+			err = c.Reply(m.Request, reply, fds...)
 		}
 		if err != nil {
 			return err
@@ -135,17 +143,17 @@ func (s *Session) Serve(c *wire.Conn) error {
 
 // answer handles m and returns the payload of the reply, if one is to be sent.
 // An error ends the connection. It is valid until the next call.
-func (s *Session) answer(m *wire.Message) (reply []byte, send bool, err error) {
+func (s *Session) answer(m *wire.Message) (reply []byte, fds []int, send bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cfg.Log.Debug("vhost-user message", "request", m.Request, "flags", uint32(m.Flags), "size", len(m.Payload), "fds", len(m.FDs))
-	s.out = s.out[:0]
+	s.out, s.outFDs = s.out[:0], nil
 	err = s.handle(m)
 	// What SET_PROTOCOL_FEATURES has just switched on counts for itself: user-mode
 	// Linux waits for that answer.
 	acks := m.NeedReply() && s.state.ProtocolFeatures&wire.ProtocolReplyAck != 0
 	if err == nil && m.Request.HasOwnReply() {
-		return s.out, true, nil
+		return s.out, s.outFDs, true, nil
 	}
 	if err != nil {
 		s.complain(m, err)
@@ -153,18 +161,18 @@ func (s *Session) answer(m *wire.Message) (reply []byte, send bool, err error) {
 		case errors.Is(err, errUnknown), errors.Is(err, ErrVring):
 			// Nothing that the front-end cannot live without.
 		case m.Request.HasOwnReply(), !acks:
-			return nil, false, fmt.Errorf("%v: %w", m.Request, err)
+			return nil, nil, false, fmt.Errorf("%v: %w", m.Request, err)
 		}
 	}
 	if !acks {
-		return nil, false, nil
+		return nil, nil, false, nil
 	}
 	code := uint64(0)
 	if err != nil {
 		code = 1
 	}
 	s.out = wire.AppendU64(s.out[:0], code)
-	return s.out, true, nil
+	return s.out, nil, true, nil
 }
 
 // complain logs why a message was refused, but not for ever.

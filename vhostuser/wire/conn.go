@@ -201,9 +201,9 @@ func (c *Conn) Send(req Request, flags Flags, payload []byte, fds ...int) error 
 	return nil
 }
 
-// Reply answers a message of number req with payload.
-func (c *Conn) Reply(req Request, payload []byte) error {
-	return c.Send(req, ReplyFlags, payload)
+// Reply answers a message of number req with payload; fds stay the caller's.
+func (c *Conn) Reply(req Request, payload []byte, fds ...int) error {
+	return c.Send(req, ReplyFlags, payload, fds...)
 }
 
 // Pair returns the two ends of a fresh connection: a front-end and a back-end in

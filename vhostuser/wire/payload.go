@@ -19,6 +19,37 @@ const (
 	configHeader     = 12
 )
 
+// InflightSize is the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+const InflightSize = 24
+
+// Inflight is that payload.
+type Inflight struct {
+	MmapSize   uint64
+	MmapOffset uint64
+	Queues     uint16
+	QueueSize  uint16
+}
+
+// ParseInflight decodes an Inflight.
+func ParseInflight(p []byte) (Inflight, error) {
+	if len(p) != InflightSize {
+		return Inflight{}, short("in-flight description", len(p), InflightSize)
+	}
+	return Inflight{
+		MmapSize: le.Uint64(p), MmapOffset: le.Uint64(p[8:]),
+		Queues: le.Uint16(p[16:]), QueueSize: le.Uint16(p[18:]),
+	}, nil
+}
+
+// Append appends the encoding of i to b.
+func (i Inflight) Append(b []byte) []byte {
+	b = le.AppendUint64(b, i.MmapSize)
+	b = le.AppendUint64(b, i.MmapOffset)
+	b = le.AppendUint16(b, i.Queues)
+	b = le.AppendUint16(b, i.QueueSize)
+	return le.AppendUint32(b, 0)
+}
+
 // MaxConfigSize is the most bytes of configuration space one message may name.
 const MaxConfigSize = 256
 
