@@ -125,6 +125,7 @@ func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) 
 	}
 	if w != nil {
 		o.PID = os.Getppid() // the keeper's
+		o.Record = w
 	}
 	s.daemon, err = daemon.New(o)
 	if err != nil {
@@ -147,8 +148,10 @@ func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) 
 			return nil, err
 		}
 	}
-	if err := s.mountFirst(v); err != nil {
-		return nil, err
+	if !s.daemon.Restored() {
+		if err := s.mountFirst(v); err != nil {
+			return nil, err
+		}
 	}
 	if socks.mounts != nil {
 		if s.mounts, err = mountapi.NewServer(s.daemon, log); err != nil {

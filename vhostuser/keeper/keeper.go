@@ -54,6 +54,7 @@ const (
 // row, or die of themselves too often.
 const (
 	maxFalseStarts = 5
+	maxKilled      = 100 // of those that somebody else has ended before they served
 	maxCrashes     = 20
 	crashWindow    = time.Minute
 )
@@ -275,19 +276,26 @@ func (k *Keeper) replace(ctx context.Context, old *worker) (*worker, error) {
 
 // relaunch starts workers until one serves, nil if ctx ends before.
 func (k *Keeper) relaunch(ctx context.Context, binary string) (*worker, error) {
-	for try := 1; ; try++ {
+	for failed, killed := 0, 0; ; {
 		w, err := k.launch(binary, readyWithin)
 		if err == nil {
 			return w, nil
 		}
-		k.opts.Log.Error("a worker could not take over", "try", try, "err", err)
-		if try == maxFalseStarts {
+		pause := time.Duration(0)
+		if w != nil && w.status != nil && !w.crashed() {
+			killed++
+		} else {
+			failed++
+			pause = time.Duration(failed*failed) * 10 * time.Millisecond
+		}
+		k.opts.Log.Error("a worker could not take over", "failed", failed, "killed", killed, "err", err)
+		if failed == maxFalseStarts || killed == maxKilled {
 			return nil, fmt.Errorf("no worker can take over: %w", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, nil
-		case <-time.After(time.Duration(try*try) * 10 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -296,7 +304,7 @@ func (k *Keeper) relaunch(ctx context.Context, binary string) (*worker, error) {
 func (k *Keeper) launch(binary string, within time.Duration) (*worker, error) {
 	w, err := k.standby(binary)
 	if err != nil {
-		return nil, err
+		return w, err
 	}
 	return w, k.commit(w, within, false)
 }
@@ -307,13 +315,14 @@ func (k *Keeper) standby(binary string) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	// From here on it is returned with an error too: it has ended then.
 	hello := &message{Kind: kindHello, Version: Version}
 	for _, name := range k.names {
 		hello.Names = append(hello.Names, name)
 		hello.fds = append(hello.fds, int(k.opts.Sockets[name].Fd()))
 	}
 	if err := w.send(hello); err != nil {
-		return nil, err
+		return w, err
 	}
 	return w, k.expect(w, kindStandby, standbyWithin)
 }
