@@ -87,6 +87,9 @@ func (fs *FS) SetAttr(op *fuseproto.Op, id uint64, in *fuseproto.SetAttrIn, out 
 		if n.typ == unix.S_IFLNK {
 			return unix.EOPNOTSUPP
 		}
+		if fs.euid != 0 {
+			fs.parkNode(n) // what is open may not be opened again with the new mode
+		}
 		if err := fchmodat(fs.procFD, &self, in.Mode&0o7777); err != nil {
 			return err
 		}

@@ -196,6 +196,9 @@ func (fs *FS) createMade(m *making, fd int, f *file, entry *fuseproto.Entry, out
 		fs.forget(m.s, n.id, 1)
 		return err
 	}
+	if fs.euid != 0 && entry.Attr.Mode&0o600 != 0o600 {
+		fs.parkHandle(m.s, out.Fh) // it could not be opened so again
+	}
 	if err := fs.finish(m, n, entry); err != nil {
 		// Its count goes down twice if the caller's does too: take the handle out
 		// here without it.
@@ -268,6 +271,9 @@ func (fs *FS) Tmpfile(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, entr
 	if err == nil {
 		err = fs.createMade(&m, fd, &f, entry, out)
 	}
+	if err == nil {
+		fs.parkHandle(m.s, out.Fh)
+	}
 	if err != nil {
 		fs.files.Add(-1)
 		return err
@@ -309,7 +315,7 @@ func (fs *FS) Link(op *fuseproto.Op, id, newDir uint64, newName []byte, out *fus
 		return err
 	}
 	if p := n.place.Load(); p != nil && n.mount.parent == nil {
-		n.place.Store(&place{d, string(name.bytes()), p.btime})
+		fs.seenAt(s, n, &place{d, string(name.bytes()), p.btime})
 	}
 	return fs.again(s, n, out)
 }
@@ -328,7 +334,7 @@ func (fs *FS) remove(op *fuseproto.Op, dir uint64, name []byte, flags int) error
 	if fs.opts.ReadOnly {
 		return unix.EROFS
 	}
-	_, d, err := fs.dir(op, dir)
+	s, d, err := fs.dir(op, dir)
 	if err != nil {
 		return err
 	}
@@ -341,6 +347,7 @@ func (fs *FS) remove(op *fuseproto.Op, dir uint64, name []byte, flags int) error
 		return err
 	}
 	defer h.release()
+	fs.parkVictim(s, d, h.fd, &c)
 	return unlinkat(h.fd, &c, flags)
 }
 
@@ -377,6 +384,9 @@ func (fs *FS) Rename(op *fuseproto.Op, dir uint64, name []byte, newDir uint64, n
 		return err
 	}
 	defer nh.release()
+	if flags&fuseproto.RenameExchange == 0 {
+		fs.parkVictim(s, nd, nh.fd, &to)
+	}
 	rename := func() error { return renameat2(h.fd, &from, nh.fd, &to, flags) }
 	if flags&fuseproto.RenameWhiteout != 0 {
 		err = fs.asGuest(op, nil, true, rename) // a whiteout is made, and is somebody's
@@ -407,7 +417,15 @@ func (fs *FS) moved(s *session, d *node, dirFD int, name *cname) {
 	defer sh.mu.Unlock()
 	for n := sh.nodes[h]; n != nil; n = n.next {
 		if p := n.place.Load(); p != nil && n.mount == d.mount && n.sameFile(&st) {
-			n.place.Store(&place{d, string(name.bytes()), p.btime})
+			fs.placeLocked(n, &place{d, string(name.bytes()), p.btime})
 		}
 	}
+}
+
+// seenAt tells n that it has a name elsewhere.
+func (fs *FS) seenAt(s *session, n *node, p *place) {
+	sh := s.nodes.shardOf(n)
+	sh.mu.Lock()
+	fs.placeLocked(n, p)
+	sh.mu.Unlock()
 }

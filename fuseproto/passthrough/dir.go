@@ -49,7 +49,7 @@ func (fs *FS) OpenDir(op *fuseproto.Op, id uint64, in *fuseproto.OpenIn, out *fu
 	}
 	fd, err := fs.openDir(n, in.Flags)
 	if err == nil {
-		out.Fh, err = fs.addFile(s, n, fd, &file{dir: new(listing)})
+		out.Fh, err = fs.addFile(s, n, fd, &file{dir: new(listing), flags: int(in.Flags) & unix.O_NOATIME})
 		if err != nil {
 			unix.Close(fd)
 		}

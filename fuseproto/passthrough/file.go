@@ -19,6 +19,8 @@ type file struct {
 	reads   readMode
 	sync    syncMode // what each write is followed by
 	appends bool
+	flags   int    // that it was opened with
+	slot    uint32 // in the table of the session record; 0 if it has none
 }
 
 // readMode says how the queue's goroutine reads a file without waiting.
@@ -50,10 +52,16 @@ type fileShard struct {
 // the caller still owns fd. The caller has counted it by openOne.
 func (fs *FS) addFile(s *session, n *node, fd int, f *file) (uint64, error) {
 	f.id, f.node, f.d = fs.nextFile.Add(1), n, newDescriptor(fd)
+	if fs.writing() {
+		if f.slot = fs.succ.addFile(f); f.slot == 0 {
+			fs.noRoom("an open file")
+		}
+	}
 	sh := &s.files[f.id%fileShards]
 	sh.mu.Lock()
 	if sh.ended {
 		sh.mu.Unlock()
+		fs.dropSlot(f)
 		return 0, unix.ESTALE
 	}
 	sh.files[f.id] = f
@@ -126,6 +134,9 @@ func (fs *FS) closeFile(op *fuseproto.Op, node, fh uint64, dir bool) error {
 	f := sh.files[fh]
 	if f == nil || f.node.id != node || (f.dir != nil) != dir {
 		sh.mu.Unlock()
+		if op.Rerun() {
+			return nil // an earlier process has closed it
+		}
 		return unix.EBADF
 	}
 	delete(sh.files, fh)
@@ -163,7 +174,20 @@ func (fs *FS) dropFile(f *file) {
 		f.dir.drop()
 	}
 	fs.files.Add(-1)
+	fs.dropSlot(f)
 	f.d.release()
+}
+
+// dropSlot makes the next process know nothing of a file.
+func (fs *FS) dropSlot(f *file) {
+	if f.slot == 0 || !fs.writing() {
+		return
+	}
+	parked := fs.succ.file(f.slot).parked.Load() != 0
+	fs.succ.dropFile(f.slot)
+	if parked {
+		fs.unpark(fs.fileKey(f.id))
+	}
 }
 
 // endFiles closes every file of a session that is over.
@@ -208,7 +232,7 @@ func (fs *FS) openFlags(in uint32) (flags int, f file) {
 	case in&unix.O_DSYNC != 0:
 		f.sync = syncData
 	}
-	f.appends = flags&unix.O_APPEND != 0
+	f.appends, f.flags = flags&unix.O_APPEND != 0, flags
 	return flags, f
 }
 

@@ -1,6 +1,7 @@
 package passthrough
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -33,9 +34,9 @@ type FS struct {
 
 	idle     *idleSet
 	maxFiles int64
-	files    atomic.Int64 // open, of all sessions
-	nextNode atomic.Uint64
-	nextFile atomic.Uint64
+	files    atomic.Int64   // open, of all sessions
+	nextNode *atomic.Uint64 // the last id given; in the record, if there is one
+	nextFile *atomic.Uint64 // the last handle given; likewise
 	session  atomic.Pointer[session]
 
 	mountsMu sync.RWMutex // a leaf
@@ -44,6 +45,8 @@ type FS struct {
 	filesMu [nodeShards]sync.Mutex // node.files of nodes by id; leaves
 
 	lockWait waitList
+
+	succ *succession // nil without a record
 }
 
 var _ fuseproto.FileSystem = (*FS)(nil)
@@ -71,6 +74,8 @@ type Stats struct {
 func New(root *os.File, o Options) (*FS, error) {
 	idle, files := o.limits()
 	fs := &FS{began: time.Now(), opts: o, log: o.Log, maxFiles: int64(files), idle: newIdleSet(idle), mounts: make(map[uint64]*mount), rootFD: -1}
+	fs.nextNode, fs.nextFile = new(atomic.Uint64), new(atomic.Uint64)
+	fs.nextNode.Store(fuseproto.RootID)
 	if fs.log == nil {
 		fs.log = slog.New(slog.DiscardHandler)
 	}
@@ -94,8 +99,12 @@ func New(root *os.File, o Options) (*FS, error) {
 		}
 		return nil, fmt.Errorf("passthrough: directory %s: %w", root.Name(), err)
 	}
+	if err := fs.attach(&o); err != nil {
+		unix.Close(fs.procFD)
+		unix.Close(fs.rootFD)
+		return nil, fmt.Errorf("passthrough: directory %s: session record: %w", root.Name(), err)
+	}
 	fs.rootFile = root
-	fs.nextNode.Store(fuseproto.RootID)
 	fs.xattrs = fs.probeXattrat()
 	fs.session.Store(fs.newSession(0))
 	return fs, nil
@@ -129,7 +138,7 @@ func (fs *FS) newSession(flags uint64) *session {
 	for i := range s.files {
 		s.files[i].files = make(map[uint64]*file)
 	}
-	s.locks.owners = make(map[lockKey]*descriptor)
+	s.locks.owners = make(map[lockKey]*lockOwner)
 	return s
 }
 
@@ -146,6 +155,7 @@ func (fs *FS) Destroy() { fs.begin(0) }
 // the old one that still run keep their descriptors to their end, and add nothing
 // to its tables.
 func (fs *FS) begin(flags uint64) {
+	fs.wipe()
 	old := fs.session.Swap(fs.newSession(flags))
 	fs.end(old)
 }
@@ -220,5 +230,5 @@ func (fs *FS) Close() error {
 	fs.idle.close()
 	unix.Close(fs.rootFD)
 	unix.Close(fs.procFD)
-	return fs.rootFile.Close()
+	return errors.Join(fs.closeSuccession(), fs.rootFile.Close())
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,15 +25,27 @@ type lockKey struct{ node, owner uint64 }
 // counted as open files. mu is a leaf.
 type lockTable struct {
 	mu     sync.Mutex
-	owners map[lockKey]*descriptor // nil when the session is over
+	owners map[lockKey]*lockOwner // nil when the session is over
+}
+
+// lockOwner is the open file description of an owner's locks in a file.
+type lockOwner struct {
+	d      *descriptor
+	parked atomic.Bool // in the session record too
+}
+
+func newLockOwner(d *descriptor, parked bool) *lockOwner {
+	o := &lockOwner{d: d}
+	o.parked.Store(parked)
+	return o
 }
 
 // take returns the description of a key with a user added, or nil.
 func (t *lockTable) take(k lockKey) *descriptor {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if d := t.owners[k]; d != nil && d.take() {
-		return d
+	if o := t.owners[k]; o != nil && o.d.take() {
+		return o.d
 	}
 	return nil
 }
@@ -86,7 +99,7 @@ func (fs *FS) ownerOf(s *session, n *node, owner uint64) (*descriptor, error) {
 	s.locks.mu.Lock()
 	other, ended := s.locks.owners[k], s.locks.owners == nil
 	if other == nil && !ended {
-		s.locks.owners[k] = d
+		s.locks.owners[k] = newLockOwner(d, false)
 	}
 	s.locks.mu.Unlock()
 	switch {
@@ -99,15 +112,42 @@ func (fs *FS) ownerOf(s *session, n *node, owner uint64) (*descriptor, error) {
 	}
 	unix.Close(fd)
 	fs.files.Add(-1)
-	if err == unix.EAGAIN && other.take() {
-		return other, nil
+	if err == unix.EAGAIN && other.d.take() {
+		return other.d, nil
 	}
 	return nil, err
 }
 
+// parkOwner makes the locks that an owner is about to take survive this process.
+func (fs *FS) parkOwner(s *session, n *node, owner uint64, d *descriptor) {
+	if !fs.writing() {
+		return
+	}
+	k := lockKey{n.id, owner}
+	s.locks.mu.Lock()
+	o := s.locks.owners[k]
+	s.locks.mu.Unlock()
+	if o == nil || o.d != d || o.parked.Swap(true) {
+		return
+	}
+	if !fs.park(fs.lockKey(k), d.fd) {
+		o.parked.Store(false)
+		return
+	}
+	s.locks.mu.Lock()
+	gone := s.locks.owners[k] != o
+	s.locks.mu.Unlock()
+	if gone {
+		fs.unrecord(fs.lockKey(k))
+	}
+}
+
 // freeOwner gives an owner's locks back.
-func (fs *FS) freeOwner(d *descriptor) {
-	d.release()
+func (fs *FS) freeOwner(k lockKey, o *lockOwner) {
+	if o.parked.Load() {
+		fs.unpark(fs.lockKey(k))
+	}
+	o.d.release()
 	fs.files.Add(-1)
 }
 
@@ -117,8 +157,8 @@ func (fs *FS) endLocks(s *session) {
 	all := s.locks.owners
 	s.locks.owners = nil
 	s.locks.mu.Unlock()
-	for _, d := range all {
-		fs.freeOwner(d)
+	for k, o := range all {
+		fs.freeOwner(k, o)
 	}
 }
 
@@ -129,12 +169,13 @@ func (fs *FS) unlockOwner(op *fuseproto.Op, n *node, owner uint64) {
 	if err != nil {
 		return
 	}
+	k := lockKey{n.id, owner}
 	s.locks.mu.Lock()
-	d := s.locks.owners[lockKey{n.id, owner}]
-	delete(s.locks.owners, lockKey{n.id, owner})
+	o := s.locks.owners[k]
+	delete(s.locks.owners, k)
 	s.locks.mu.Unlock()
-	if d != nil {
-		fs.freeOwner(d)
+	if o != nil {
+		fs.freeOwner(k, o)
 		fs.lockWait.wake()
 	}
 }
@@ -247,6 +288,9 @@ func (fs *FS) locker(s *session, f *file, in *fuseproto.LkIn, flock bool) (func(
 		default:
 			return nil, unix.EINVAL
 		}
+		if how&unix.LOCK_UN == 0 {
+			fs.parkFile(f)
+		}
 		return func() error { return again(func() error { return unix.Flock(f.d.fd, how) }) }, nil
 	}
 	if f.dir != nil {
@@ -262,6 +306,9 @@ func (fs *FS) locker(s *session, f *file, in *fuseproto.LkIn, flock bool) (func(
 			return err
 		}
 		defer d.release()
+		if l.Type != unix.F_UNLCK {
+			fs.parkOwner(s, f.node, in.Owner, d)
+		}
 		this := l
 		return unix.FcntlFlock(uintptr(d.fd), unix.F_OFD_SETLK, &this)
 	}, nil

@@ -53,6 +53,7 @@ func (fs *FS) again(s *session, n *node, out *fuseproto.Entry) error {
 		gone := n.count == 0
 		if !gone {
 			n.count++
+			fs.countedLocked(n)
 		}
 		sh.mu.Unlock()
 		if gone {
@@ -116,9 +117,9 @@ func (fs *FS) entryOf(s *session, d *node, dirFD int, name *cname, st *unix.Stat
 		return err
 	}
 	defer fs.leaveMount(m)
-	if n := s.nodes.refer(m, st); n != nil {
+	if n := fs.refer(s, m, st); n != nil {
 		if p := n.place.Load(); p != nil && (!p.parent.same(d) || p.name != string(name.bytes())) {
-			n.place.Store(&place{d, string(name.bytes()), p.btime})
+			fs.seenAt(s, n, &place{d, string(name.bytes()), p.btime})
 		}
 		fs.fill(n, st, out)
 		return nil

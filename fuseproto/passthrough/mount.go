@@ -22,6 +22,7 @@ type mount struct {
 	remote  bool   // maybe behind a network: closing a file can fail, asking for attributes can wait
 	parent  *node  // of the directory that it is mounted in; nil for the first
 	name    string // in parent
+	index   uint32 // in the session record; 0 for the first
 
 	waits atomic.Bool // files here refuse RWF_NOWAIT: reads are for other goroutines
 
@@ -127,6 +128,7 @@ func (fs *FS) mountOf(dir *node, dirFD int, name *cname, st *unix.Statx_t) (*mou
 	if err := fs.describe(m, fd); err != nil {
 		return nil, err
 	}
+	fs.recordMount(m, st.Ino)
 	fs.mountsMu.Lock()
 	defer fs.mountsMu.Unlock()
 	if old := fs.mounts[st.Mnt_id]; old != nil && old.dev == dev && old.parent.same(dir) && old.name == m.name {
@@ -144,10 +146,14 @@ func (fs *FS) leaveMount(m *mount) {
 		return
 	}
 	fs.mountsMu.Lock()
-	if m.refs.Load() == 0 && fs.mounts[m.number] == m {
+	gone := m.refs.Load() == 0 && fs.mounts[m.number] == m
+	if gone {
 		delete(fs.mounts, m.number)
 	}
 	fs.mountsMu.Unlock()
+	if gone && m.index != 0 {
+		fs.unrecord(fs.mountKey(m.index))
+	}
 	fs.idle.remove(&m.fd)
 }
 

@@ -35,7 +35,14 @@ type node struct {
 const (
 	nodeProven = 1 << iota // a descriptor was seen to have this identity
 	nodeGone               // in no table any more
+
+	// nodeSlotShift and what is above: its slot in the table of the session record, 0
+	// if it has none; set before anybody else sees the node.
+	nodeSlotShift = iota
 )
+
+// slot returns the node's place in the table of the session record, 0 if it has none.
+func (n *node) slot() uint32 { return n.flags.Load() >> nodeSlotShift }
 
 // same tells whether n and o are one file, maybe known twice: the guest forgot it
 // in between.
@@ -130,14 +137,16 @@ func (t *nodeTable) get(id uint64) *node {
 // refer looks for a node that st describes and that cannot be another file of the
 // same number, because a descriptor of ours keeps the inode alive. It gives the
 // guest a reference to it.
-func (t *nodeTable) refer(m *mount, st *unix.Statx_t) *node {
+func (fs *FS) refer(s *session, m *mount, st *unix.Statx_t) *node {
+	t := s.nodes
 	h := t.hash(m, devOf(st), st.Ino)
-	s := &t.byKey[h%nodeShards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for n := s.nodes[h]; n != nil; n = n.next {
+	sh := &t.byKey[h%nodeShards]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for n := sh.nodes[h]; n != nil; n = n.next {
 		if n.mount == m && n.sameFile(st) && n.pinned() {
 			n.count++
+			fs.countedLocked(n)
 			return n
 		}
 	}
@@ -168,10 +177,11 @@ func (fs *FS) publish(s *session, id *identity, parent *node, name []byte) *node
 				continue
 			}
 			if p.parent != parent || p.name != string(name) {
-				n.place.Store(&place{parent, string(name), id.btime})
+				fs.placeLocked(n, &place{parent, string(name), id.btime})
 			}
 		}
 		n.count++
+		fs.countedLocked(n)
 		return n
 	}
 	n := &node{
@@ -181,6 +191,7 @@ func (fs *FS) publish(s *session, id *identity, parent *node, name []byte) *node
 	if id.handle == nil {
 		n.place.Store(&place{parent, string(name), id.btime})
 	}
+	fs.addedLocked(n)
 	id.mount.refs.Add(1)
 	sh.nodes[h] = n
 	ids := &t.byID[n.id%nodeShards]
@@ -202,12 +213,14 @@ func (fs *FS) forget(s *session, id, nlookup uint64) {
 	sh.mu.Lock()
 	if n.count > nlookup {
 		n.count -= nlookup
+		fs.countedLocked(n)
 		sh.mu.Unlock()
 		return
 	}
 	gone := n.count > 0
 	n.count = 0
 	if gone {
+		fs.removedLocked(n)
 		s.nodes.removeLocked(sh, n)
 	}
 	sh.mu.Unlock()
@@ -262,6 +275,7 @@ func (fs *FS) endNodes(t *nodeTable) {
 		}
 		for _, n := range gone {
 			n.count = 0
+			fs.removedLocked(n)
 			t.removeLocked(sh, n)
 		}
 		sh.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/fuseproto"
+	"github.com/rafsd/rafsd/internal/record"
 )
 
 // CacheMode is how much the guest may believe without asking again.
@@ -95,6 +96,11 @@ type Options struct {
 	// Proc is /proc/self/fd, opened by somebody who saw /proc: the process may have
 	// lost sight of it (pivot_root). nil lets New open it. It stays the caller's.
 	Proc *os.File
+	// Record, if set, takes what the process that goes on after this one must know of
+	// the session, under keys that begin with RecordKey, which no other FS uses.
+	// fuseproto.Server.Restore makes New's result go on with it.
+	Record    record.Record
+	RecordKey string
 	// Log takes what the guest is not told; nil logs nothing.
 	Log *slog.Logger
 }

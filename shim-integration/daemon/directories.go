@@ -43,7 +43,9 @@ func (d *Daemon) MountDirectory(ctx context.Context, mountpoint, source string) 
 
 // directoryOptions are those of a directory that the session record knows as share.
 func (d *Daemon) directoryOptions(share string) passthrough.Options {
-	return d.opts.Directories
+	o := d.opts.Directories
+	o.Record, o.RecordKey = d.opts.Record, share
+	return o
 }
 
 // releaseIdle makes every directory of the host give up the descriptors that
