@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -44,7 +45,7 @@ func newCtl() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVarP(&c.socket, "socket", "s", os.Getenv("RAFSD_TTRPC"), "socket of the mount API (default $RAFSD_TTRPC)")
 	cmd.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
-	cmd.AddCommand(c.mount(), c.umount(), c.remount(), c.ls(), c.info(), c.watch(), c.prefetch(), c.inflight(), c.metrics())
+	cmd.AddCommand(c.mount(), c.umount(), c.remount(), c.ls(), c.info(), c.watch(), c.prefetch(), c.inflight(), c.metrics(), c.upgrade())
 	for _, sub := range cmd.Commands() {
 		sub.Args = argsOf(sub)
 	}
@@ -151,6 +152,33 @@ are stale.`,
 		return api.Remount(ctx, r)
 	})
 	return cmd
+}
+
+func (c *ctl) upgrade() *cobra.Command {
+	return &cobra.Command{
+		Use:   "upgrade PROGRAM",
+		Short: "Have another program of rafsd serve, without the guest noticing",
+		Long: `Have the rafsd at PROGRAM serve in the place of the one that does now. It is started
+and checked first; then mounts, open files and requests go over to it. If it does not come
+up, the old one serves on, and the command says why.`,
+		Example: `  rafs ctl upgrade /usr/libexec/rafsd-1.5/rafsd`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			return c.with(cmd.Context(), func(api *client.Client) error {
+				r, err := api.Upgrade(cmd.Context(), path)
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func(w io.Writer) {
+					fmt.Fprintf(w, "version %s serves, after a pause of %v\n", r.GetVersion(), time.Duration(r.GetPauseMicros())*time.Microsecond)
+				})
+			})
+		},
+	}
 }
 
 func (c *ctl) umount() *cobra.Command {

@@ -8,9 +8,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/apisock"
+	"github.com/rafsd/rafsd/internal/version"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
+	"github.com/rafsd/rafsd/shim-integration/mountapi"
 	"github.com/rafsd/rafsd/vhostuser/keeper"
 )
 
@@ -133,11 +136,14 @@ func work(v *virtiofsArgs, log *slog.Logger, w *keeper.Worker) error {
 	if err != nil {
 		return errors.Join(err, socks.close())
 	}
-	if err := w.Ready(); err != nil {
+	if err := w.Ready(version.Version); err != nil {
 		return err
 	}
 	err = s.wait(nil, w.End())
 	s.stop()
+	if s.left.Load() {
+		return nil // the daemon is another's now
+	}
 	if err := w.Over(err); err != nil {
 		log.Warn("last words to the keeper", "err", err)
 	}
@@ -151,6 +157,27 @@ func (s *service) serveKeeper(w *keeper.Worker, h keeper.Host) {
 	s.open("keeper", func() error { return w.Serve(h, ctx.Done()) })
 }
 
-// quiesce gives up what another worker is about to take up. The callers that are
-// connected keep their connections, so that the one who asked for it is answered.
-func (s *service) quiesce() {}
+// upgrade has another program serve, and this process end once the caller has its
+// answer.
+func (s *service) upgrade(w *keeper.Worker) mountapi.Upgrader {
+	return func(path string) (string, time.Duration, error) {
+		version, pause, err := w.Upgrade(path)
+		if s.left.Load() {
+			s.replaced.Do(func() { close(s.over) })
+		}
+		return version, pause, err
+	}
+}
+
+// quiesce gives up what another worker is about to take up. Callers of the mount API
+// keep their connections, so that the one who asked for it is answered.
+func (s *service) quiesce() {
+	s.left.Store(true)
+	if s.api != nil {
+		s.report(s.api.Close())
+	}
+	if s.mounts != nil {
+		s.report(s.mounts.Leave())
+	}
+	s.report(s.daemon.Leave())
+}

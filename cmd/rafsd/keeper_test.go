@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/rafsd/rafsd/internal/manifest"
 	"github.com/rafsd/rafsd/internal/vmm"
+	"github.com/rafsd/rafsd/shim-integration/mountapi/client"
+	"github.com/rafsd/rafsd/vhostuser/keeper"
 )
 
 // workerOf returns the pid of the worker of a keeper, 0 if there is none now.
@@ -137,6 +140,159 @@ func TestTransportL48_WorkerKilled(t *testing.T) {
 	}
 	if got := p.info().BackendCollection; len(got) != 1 {
 		t.Errorf("mounts after all: %v", got)
+	}
+	p.stop(syscall.SIGTERM)
+}
+
+// TestTransportL49: without a keeper the daemon itself is killed, and Cloud
+// Hypervisor's way of coming back hands the requests in flight to the next one.
+func TestTransportL49_DaemonKilledFrontEndReconnects(t *testing.T) {
+	kills := 25
+	if os.Getenv("RAFSD_LONG") == "1" {
+		kills = 2000
+	}
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	work, dir := shortDir(t), shortDir(t)
+	config := filepath.Join(work, "config.json")
+	if err := os.WriteFile(config, []byte(localConfig(v.blobs, work)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := func() *process {
+		return launch(t, options{dir: dir}, "virtiofs", "--sock", "{sock}", "--keeper", "off", "--bootstrap", v.bootstrap, "--config", config)
+	}
+	p := begin()
+	ctx := testContext(t)
+	if os.Getenv("RAFSD_LONG") == "1" {
+		ctx = t.Context()
+	}
+	vm, err := vmm.Dial(ctx, p.sock, vmm.Options{Wait: patience, Sequence: vmm.CloudHypervisor, RequestQueues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vm.Close() })
+	c, err := vm.Mount(ctx, vmm.Linux612)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := startImageLoad(ctx, c, v, "", 6)
+	for range kills {
+		time.Sleep(rand.N(30 * time.Millisecond))
+		if err := p.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-p.ended
+		p = begin()
+		if err := vm.Reconnect(ctx, p.sock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.end(t)
+	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
+		t.Error(err)
+	}
+	p.stop(syscall.SIGTERM)
+}
+
+// faultSuffix behind the path of a copy of this program names a file that says what
+// is wrong with it.
+const faultSuffix = ".fault"
+
+// beFaulty makes a worker fail if it is a copy with a fault.
+func beFaulty() {
+	exe, err := os.Executable()
+	if err != nil || len(os.Args) < 2 || os.Args[1] != workerWord {
+		return
+	}
+	fault, err := os.ReadFile(exe + faultSuffix)
+	if err != nil {
+		return
+	}
+	switch string(fault) {
+	case "hangs at once":
+		select {}
+	case "dies after begin":
+		_, _ = keeper.Join()
+	}
+	os.Exit(9)
+}
+
+// program makes a copy of this program, with a fault or without.
+func program(t *testing.T, fault string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(shortDir(t), "rafsd")
+	data, err := os.ReadFile(exe)
+	if err == nil {
+		err = os.WriteFile(name, data, 0o700)
+	}
+	if err == nil && fault != "" {
+		err = os.WriteFile(name+faultSuffix, []byte(fault), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// TestTransportL52: the worker is upgraded under load. Programs that are none, that
+// crash or that hang are found out, and the old one serves on; nothing is lost.
+func TestTransportL52_UpgradeUnderLoad(t *testing.T) {
+	rounds := 12
+	if os.Getenv("RAFSD_LONG") == "1" {
+		rounds = 100
+	}
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	work := shortDir(t)
+	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p.ready()
+	p.mount("/rafs/image", v.bootstrap, localConfig(v.blobs, work))
+	vm, c := p.guest()
+	l := startImageLoad(t.Context(), c, v, "/rafs/image", 4)
+	good := []string{program(t, ""), program(t, "")}
+	bad := []string{"/bin/false", program(t, "hangs at once"), program(t, "dies after begin"), filepath.Join(work, "absent"), v.bootstrap}
+	var pauses []time.Duration
+	for i := range rounds {
+		path := good[i%2]
+		fails := i%10 == 1 || rounds < 100 && i%2 == 1
+		if fails {
+			path = bad[0]
+			bad = append(bad[1:], path)
+		}
+		before := p.worker(0)
+		api, err := client.Dial(t.Context(), filepath.Join(p.dir, defaultTTRPC))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := api.Upgrade(t.Context(), path)
+		if err := api.Close(); err != nil {
+			t.Error(err)
+		}
+		switch {
+		case fails && !errors.Is(err, client.ErrPrecondition):
+			t.Errorf("upgrade to %s: %v", path, err)
+		case fails:
+			t.Log(err)
+		case err != nil:
+			t.Errorf("upgrade to %s: %v", path, err)
+		default:
+			pauses = append(pauses, time.Duration(r.GetPauseMicros())*time.Microsecond)
+			if now := p.worker(before); now == before {
+				t.Errorf("worker %d serves on", now)
+			}
+		}
+		// Whoever serves now dies and is replaced by one of the same program.
+		if i%5 == 0 {
+			p.killWorkers(1, 5*time.Millisecond)
+		}
+	}
+	l.end(t)
+	slices.Sort(pauses)
+	t.Logf("%d upgrades, pause median %v, longest %v", len(pauses), pauses[len(pauses)/2], pauses[len(pauses)-1])
+	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
+		t.Error(err)
 	}
 	p.stop(syscall.SIGTERM)
 }

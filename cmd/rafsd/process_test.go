@@ -32,6 +32,7 @@ const asRafsd = "RAFSD_TEST_AS_RAFSD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asRafsd) == "1" {
+		beFaulty()
 		os.Exit(run(os.Args, os.Stdout, os.Stderr))
 	}
 	code := m.Run()

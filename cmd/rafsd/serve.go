@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -104,6 +105,12 @@ type service struct {
 	mustConnect bool
 	connected   atomic.Bool
 
+	// Of a worker: the daemon has been left to another one, and over is closed when
+	// that serves and whoever asked for it has been answered.
+	left     atomic.Bool
+	over     chan struct{}
+	replaced sync.Once
+
 	failed chan error    // why a door has closed by itself
 	ended  chan struct{} // yields once for each door that has closed
 	doors  int
@@ -112,7 +119,7 @@ type service struct {
 // start makes everything ready and opens the doors. The sockets are the service's
 // afterwards. With w, this is a worker, and the VMM's socket is its keeper's.
 func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) (_ *service, err error) {
-	s := &service{log: log, mustConnect: v.as == asVirtiofsd, failed: make(chan error, 3), ended: make(chan struct{}, 3)}
+	s := &service{log: log, mustConnect: v.as == asVirtiofsd, over: make(chan struct{}), failed: make(chan error, 3), ended: make(chan struct{}, 3)}
 	if err := v.enterSandbox(); err != nil {
 		return nil, err
 	}
@@ -154,7 +161,11 @@ func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) 
 		}
 	}
 	if socks.mounts != nil {
-		if s.mounts, err = mountapi.NewServer(s.daemon, log); err != nil {
+		var upgrade mountapi.Upgrader
+		if w != nil {
+			upgrade = s.upgrade(w)
+		}
+		if s.mounts, err = mountapi.NewServer(s.daemon, upgrade, log); err != nil {
 			return nil, err
 		}
 	}
@@ -352,6 +363,8 @@ func (s *service) open(name string, serve func() error) {
 func (s *service) wait(signals <-chan os.Signal, told <-chan struct{}) error {
 	select {
 	case <-told:
+		return nil
+	case <-s.over:
 		return nil
 	case sig := <-signals:
 		s.log.Info("ending", "signal", sig.String())

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/log"
@@ -41,14 +43,22 @@ type Service interface {
 	Digest(mountpoint string) ([32]byte, error)
 }
 
+// Upgrader lets another program serve in the place of this process, which keeps the
+// connection of the caller for the answer and then ends.
+type Upgrader func(path string) (version string, pause time.Duration, err error)
+
 // Server serves the API.
 type Server struct {
 	rpc *ttrpc.Server
 	log *slog.Logger
+
+	mu       sync.Mutex
+	listener net.Listener // guarded by mu; nil before Serve
+	left     bool         // guarded by mu
 }
 
-// NewServer returns a Server in front of service.
-func NewServer(service Service, l *slog.Logger) (*Server, error) {
+// NewServer returns a Server in front of service. upgrade may be nil.
+func NewServer(service Service, upgrade Upgrader, l *slog.Logger) (*Server, error) {
 	// ttrpc has a logger of its own, which would write to standard error past ours;
 	// what it has to say is about callers that went away.
 	if err := log.SetLevel("panic"); err != nil {
@@ -59,17 +69,34 @@ func NewServer(service Service, l *slog.Logger) (*Server, error) {
 		return nil, fmt.Errorf("mount API: %w", err)
 	}
 	s := &Server{rpc: rpc, log: l}
-	mountv1.RegisterMountServiceService(rpc, &door{service, l})
+	mountv1.RegisterMountServiceService(rpc, &door{service, upgrade, l})
 	return s, nil
 }
 
 // Serve answers on l until Close; it closes l. It returns nil after Close.
 func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	s.listener = l
+	s.mu.Unlock()
 	err := s.rpc.Serve(context.Background(), apisock.Bound(l, "", s.log))
-	if errors.Is(err, ttrpc.ErrServerClosed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(err, ttrpc.ErrServerClosed) || s.left {
 		return nil
 	}
 	return err
+}
+
+// Leave stops listening: Serve returns, and calls that are being answered go on. It
+// is called after Serve.
+func (s *Server) Leave() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = true
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Close()
 }
 
 // Close stops the server: calls that are being answered get a moment, then all
@@ -107,6 +134,7 @@ func (h sameUser) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, 
 // door turns messages into calls and back.
 type door struct {
 	service Service
+	upgrade Upgrader // nil if there is no keeper
 	log     *slog.Logger
 }
 
@@ -123,6 +151,7 @@ var classes = []struct {
 	{daemon.ErrNoMetrics, codes.NotFound},
 	{daemon.ErrPinned, codes.FailedPrecondition},
 	{daemon.ErrState, codes.FailedPrecondition},
+	{errUpgrade, codes.FailedPrecondition},
 	{daemon.ErrUnsupported, codes.Unimplemented},
 	{config.ErrUnsupported, codes.Unimplemented},
 	{daemon.ErrInvalid, codes.InvalidArgument},
@@ -230,8 +259,26 @@ func (d *door) Info(context.Context, *mountv1.InfoRequest) (*mountv1.InfoRespons
 	i := d.service.Info()
 	return &mountv1.InfoResponse{
 		Version: version.Version, GitCommit: version.Commit, Id: i.ID, State: string(i.State),
-		Pid: uint32(i.PID), Mounts: uint32(len(i.Mounts)), FrontEndConnected: d.service.FrontEndIsConnected(),
+		Pid: uint32(i.PID), WorkerPid: uint32(os.Getpid()), Mounts: uint32(len(i.Mounts)), FrontEndConnected: d.service.FrontEndIsConnected(),
 	}, nil
+}
+
+// errUpgrade begins what the caller of a failed upgrade is told.
+var errUpgrade = errors.New("upgrade failed")
+
+// Upgrade implements the method of that name.
+func (d *door) Upgrade(_ context.Context, r *mountv1.UpgradeRequest) (*mountv1.UpgradeResponse, error) {
+	if d.upgrade == nil {
+		return nil, d.answer("Upgrade", fmt.Errorf("%w: without a keeper (rafsd virtiofs --keeper off) there is nobody to hand over to", daemon.ErrUnsupported))
+	}
+	if !filepath.IsAbs(r.GetPath()) {
+		return nil, d.answer("Upgrade", fmt.Errorf("%w: %.200q is not an absolute path of a program", daemon.ErrInvalid, r.GetPath()))
+	}
+	version, pause, err := d.upgrade(r.GetPath())
+	if err != nil {
+		return nil, d.answer("Upgrade", fmt.Errorf("%w: %w", errUpgrade, err))
+	}
+	return &mountv1.UpgradeResponse{Version: version, PauseMicros: uint64(pause.Microseconds())}, nil
 }
 
 // kinds are the wire's names of events.

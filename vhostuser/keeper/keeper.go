@@ -46,6 +46,7 @@ const (
 	standbyWithin = 5 * time.Second
 	firstWithin   = 5 * time.Minute // images may have to be looked for
 	readyWithin   = 20 * time.Second
+	upgradeWithin = 2 * time.Second // nobody serves meanwhile, and there is a way back
 	quiesceWithin = 2 * time.Second
 	endWithin     = 900 * time.Millisecond
 )
@@ -66,6 +67,7 @@ type Keeper struct {
 	store   *record.Store
 	spawner *spawner
 	names   []string // of Options.Sockets
+	sockets []int    // their descriptors
 	tasks   sync.WaitGroup
 
 	mu      sync.Mutex
@@ -86,8 +88,10 @@ type Keeper struct {
 func New(o Options) (*Keeper, error) {
 	k := &Keeper{opts: o, store: record.NewStore(), upgrades: make(chan *upgrade)}
 	k.changed.L = &k.mu
-	for name := range o.Sockets {
-		k.names = append(k.names, name)
+	for name, f := range o.Sockets {
+		// Fd makes the socket blocking, for all who share it, and the first worker
+		// makes it non-blocking again: so it is called once, before there is one.
+		k.names, k.sockets = append(k.names, name), append(k.sockets, int(f.Fd()))
 	}
 	var err error
 	k.server, err = vhostuser.NewServerOf(k.connect, o.Space, o.Device)
@@ -316,19 +320,17 @@ func (k *Keeper) standby(binary string) (*worker, error) {
 		return nil, err
 	}
 	// From here on it is returned with an error too: it has ended then.
-	hello := &message{Kind: kindHello, Version: Version}
-	for _, name := range k.names {
-		hello.Names = append(hello.Names, name)
-		hello.fds = append(hello.fds, int(k.opts.Sockets[name].Fd()))
-	}
+	hello := &message{Kind: kindHello, Version: Version, Names: k.names, fds: k.sockets}
 	if err := w.send(hello); err != nil {
 		return w, err
 	}
-	return w, k.expect(w, kindStandby, standbyWithin)
+	_, err = k.expect(w, kindStandby, standbyWithin)
+	return w, err
 }
 
-// expect waits for a worker to get so far; otherwise it is ended.
-func (k *Keeper) expect(w *worker, want kind, within time.Duration) error {
+// expect waits for a worker to get so far, and returns what it says; otherwise it is
+// ended.
+func (k *Keeper) expect(w *worker, want kind, within time.Duration) (text string, err error) {
 	m, err := w.wait(within)
 	if err == nil && m.Kind != want {
 		if err = m.failure(); err == nil {
@@ -337,8 +339,9 @@ func (k *Keeper) expect(w *worker, want kind, within time.Duration) error {
 	}
 	if err != nil {
 		k.awaitEnd(w, 0)
+		return "", err
 	}
-	return err
+	return m.Text, nil
 }
 
 // commit hands everything to a worker on standby and makes it the one that serves.
@@ -348,7 +351,7 @@ func (k *Keeper) expect(w *worker, want kind, within time.Duration) error {
 func (k *Keeper) commit(w *worker, within time.Duration, strict bool) error {
 	err := k.handOver(w)
 	if err == nil {
-		err = k.expect(w, kindReady, within)
+		w.version, err = k.expect(w, kindReady, within)
 	}
 	if err != nil {
 		k.awaitEnd(w, 0)

@@ -25,11 +25,12 @@ const workerFD = 3
 
 // worker is the keeper's view of one worker process.
 type worker struct {
-	link   *link
-	cmd    *exec.Cmd
-	binary string // what it was started from
-	dead   chan struct{}
-	status *os.ProcessState // after dead
+	link    *link
+	cmd     *exec.Cmd
+	binary  string // what it was started from
+	version string // what it says it is; after it was ready
+	dead    chan struct{}
+	status  *os.ProcessState // after dead
 
 	mu      sync.Mutex
 	calls   map[uint64]chan *message // guarded by mu; nil once the link is closed

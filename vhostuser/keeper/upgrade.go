@@ -21,9 +21,6 @@ func (k *Keeper) ask(w *worker, u *upgrade) {
 	}
 }
 
-// errUpgrade begins what the caller of a failed upgrade is told.
-var errUpgrade = errors.New("upgrade failed, the old program serves")
-
 // upgrade replaces the worker w by one of another program, and returns the one
 // that serves afterwards, whatever happens. An error means that there is none.
 //
@@ -36,7 +33,7 @@ func (k *Keeper) upgrade(ctx context.Context, w *worker, u *upgrade) (*worker, e
 	k.opts.Log.Info("upgrade", "to", u.path)
 	refuse := func(err error) (*worker, error) {
 		k.opts.Log.Error("upgrade failed, the old program serves on", "to", u.path, "err", err)
-		_ = w.send((&message{Kind: kindUpgraded}).problem(fmt.Errorf("%w: %w", errUpgrade, err)))
+		_ = w.send((&message{Kind: kindUpgraded}).problem(fmt.Errorf("%s: %w; the old program serves on", u.path, err)))
 		return w, nil
 	}
 	program, err := openProgram(u.path)
@@ -54,33 +51,35 @@ func (k *Keeper) upgrade(ctx context.Context, w *worker, u *upgrade) (*worker, e
 	if !k.quiesce(w) {
 		k.awaitEnd(w, 0)
 	}
-	if err = k.commit(next, readyWithin, true); err != nil {
+	if err = k.commit(next, upgradeWithin, true); err != nil {
 		err = errors.Join(err, program.Close())
 		k.opts.Log.Error("upgrade failed, rolling back", "to", u.path, "err", err)
 		back, fatal := k.relaunch(ctx, w.binary)
 		if fatal != nil || back == nil {
 			return nil, fatal
 		}
-		k.tell(w, (&message{}).problem(fmt.Errorf("%w again: %w", errUpgrade, err)))
+		k.tell(w, (&message{}).problem(fmt.Errorf("%s: %w; the old program serves again", u.path, err)))
 		return back, nil
 	}
 	if k.program != nil {
 		_ = k.program.Close() // of an earlier upgrade; no worker runs it any more
 	}
 	k.program = program
-	k.opts.Log.Info("upgraded", "pid", next.cmd.Process.Pid, "pause", time.Since(began).Round(100*time.Microsecond))
-	k.tell(w, &message{})
+	pause := time.Since(began)
+	k.opts.Log.Info("upgraded", "pid", next.cmd.Process.Pid, "version", next.version, "pause", pause.Round(100*time.Microsecond))
+	k.tell(w, &message{Text: next.version, Size: int64(pause)})
 	return next, nil
 }
 
 // openProgram opens a program that may be started with our rights.
 func openProgram(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), path)
 	var st unix.Stat_t
-	err = unix.Fstat(int(f.Fd()), &st)
+	err = unix.Fstat(fd, &st)
 	switch {
 	case err != nil:
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0:
@@ -91,7 +90,7 @@ func openProgram(path string) (*os.File, error) {
 		err = fmt.Errorf("belongs to user %d", st.Uid)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

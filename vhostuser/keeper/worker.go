@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/record"
 	"github.com/rafsd/rafsd/vhostuser"
@@ -25,6 +26,8 @@ type Worker struct {
 	end      chan struct{}       // closed when the keeper wants us to end
 	orphaned chan struct{}       // closed when the keeper is gone
 	upgraded chan *message       // of capacity 1
+
+	upgrading sync.Mutex // one Upgrade at a time; a leaf but for calls to the keeper
 
 	mu      sync.Mutex
 	entries []*record.Entry          // those of the begin; guarded by mu
@@ -91,8 +94,10 @@ func (w *Worker) End() <-chan struct{} { return w.end }
 // more: the process ends at once.
 func (w *Worker) Orphaned() <-chan struct{} { return w.orphaned }
 
-// Ready tells the keeper that the worker can serve.
-func (w *Worker) Ready() error { return w.link.send(&message{Kind: kindReady}) }
+// Ready tells the keeper that the worker, a program of this version, can serve.
+func (w *Worker) Ready(version string) error {
+	return w.link.send(&message{Kind: kindReady, Text: version})
+}
 
 // Failed tells the keeper why the worker cannot serve, which then ends.
 func (w *Worker) Failed(err error) error {
@@ -106,18 +111,21 @@ func (w *Worker) Over(err error) error {
 }
 
 // Upgrade asks the keeper to let the program at path serve from now on. When it
-// returns nil, that serves and this worker is to end. After an error, either this
-// worker serves on, or another one of the same program does; Serve has returned
-// then.
-func (w *Worker) Upgrade(path string) error {
+// returns nil, that serves and this worker is to end; version is its, and pause how
+// long nobody served. After an error, either this worker serves on, or another one of
+// the same program does; Serve has returned then. One call at a time goes to the
+// keeper.
+func (w *Worker) Upgrade(path string) (version string, pause time.Duration, err error) {
+	w.upgrading.Lock()
+	defer w.upgrading.Unlock()
 	if err := w.link.send(&message{Kind: kindUpgrade, Text: path}); err != nil {
-		return err
+		return "", 0, err
 	}
 	select {
 	case m := <-w.upgraded:
-		return m.failure()
+		return m.Text, time.Duration(m.Size), m.failure()
 	case <-w.orphaned:
-		return errDied
+		return "", 0, errDied
 	}
 }
 

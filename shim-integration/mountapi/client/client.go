@@ -116,6 +116,14 @@ func (c *Client) Info(ctx context.Context) (*mountv1.InfoResponse, error) {
 	return out, failed("Info", err)
 }
 
+// Upgrade has the program at path, which is absolute, serve from now on. Watches and
+// other calls of this client end; dial anew. The error wraps ErrPrecondition if the
+// old program serves on.
+func (c *Client) Upgrade(ctx context.Context, path string) (*mountv1.UpgradeResponse, error) {
+	out, err := c.api.Upgrade(ctx, &mountv1.UpgradeRequest{Path: path})
+	return out, failed("Upgrade", err)
+}
+
 // Prefetch fetches files and folders of an image in the background; all of it if
 // none is named.
 func (c *Client) Prefetch(ctx context.Context, mountpoint string, paths ...string) error {

@@ -59,7 +59,7 @@ func startDaemon() (socket string, stop func()) {
 	if err != nil {
 		panic(err)
 	}
-	s, err := mountapi.NewServer(d, log)
+	s, err := mountapi.NewServer(d, nil, log)
 	if err != nil {
 		panic(err)
 	}

@@ -554,6 +554,7 @@ type InfoResponse struct {
 	Pid               uint32                 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
 	Mounts            uint32                 `protobuf:"varint,6,opt,name=mounts,proto3" json:"mounts,omitempty"`
 	FrontEndConnected bool                   `protobuf:"varint,7,opt,name=front_end_connected,json=frontEndConnected,proto3" json:"front_end_connected,omitempty"`
+	WorkerPid         uint32                 `protobuf:"varint,8,opt,name=worker_pid,json=workerPid,proto3" json:"worker_pid,omitempty"` // of the process that serves; that of a keeper is pid
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -637,6 +638,109 @@ func (x *InfoResponse) GetFrontEndConnected() bool {
 	return false
 }
 
+func (x *InfoResponse) GetWorkerPid() uint32 {
+	if x != nil {
+		return x.WorkerPid
+	}
+	return 0
+}
+
+type UpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // of the program
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_v1_mount_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_mount_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_mount_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UpgradeRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type UpgradeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`                             // of the program that serves now
+	PauseMicros   uint64                 `protobuf:"varint,2,opt,name=pause_micros,json=pauseMicros,proto3" json:"pause_micros,omitempty"` // how long nobody served
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_v1_mount_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_mount_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_mount_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UpgradeResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetPauseMicros() uint64 {
+	if x != nil {
+		return x.PauseMicros
+	}
+	return 0
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -645,7 +749,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_v1_mount_proto_msgTypes[9]
+	mi := &file_v1_mount_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +761,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[9]
+	mi := &file_v1_mount_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +774,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{9}
+	return file_v1_mount_proto_rawDescGZIP(), []int{11}
 }
 
 type Event struct {
@@ -687,7 +791,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_mount_proto_msgTypes[10]
+	mi := &file_v1_mount_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +803,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[10]
+	mi := &file_v1_mount_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +816,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{10}
+	return file_v1_mount_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Event) GetKind() EventKind {
@@ -769,7 +873,7 @@ type PrefetchRequest struct {
 
 func (x *PrefetchRequest) Reset() {
 	*x = PrefetchRequest{}
-	mi := &file_v1_mount_proto_msgTypes[11]
+	mi := &file_v1_mount_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +885,7 @@ func (x *PrefetchRequest) String() string {
 func (*PrefetchRequest) ProtoMessage() {}
 
 func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[11]
+	mi := &file_v1_mount_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +898,7 @@ func (x *PrefetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchRequest.ProtoReflect.Descriptor instead.
 func (*PrefetchRequest) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{11}
+	return file_v1_mount_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PrefetchRequest) GetMountpoint() string {
@@ -819,7 +923,7 @@ type PrefetchResponse struct {
 
 func (x *PrefetchResponse) Reset() {
 	*x = PrefetchResponse{}
-	mi := &file_v1_mount_proto_msgTypes[12]
+	mi := &file_v1_mount_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +935,7 @@ func (x *PrefetchResponse) String() string {
 func (*PrefetchResponse) ProtoMessage() {}
 
 func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[12]
+	mi := &file_v1_mount_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +948,7 @@ func (x *PrefetchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchResponse.ProtoReflect.Descriptor instead.
 func (*PrefetchResponse) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{12}
+	return file_v1_mount_proto_rawDescGZIP(), []int{14}
 }
 
 type MetricsRequest struct {
@@ -855,7 +959,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_v1_mount_proto_msgTypes[13]
+	mi := &file_v1_mount_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +971,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[13]
+	mi := &file_v1_mount_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +984,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{13}
+	return file_v1_mount_proto_rawDescGZIP(), []int{15}
 }
 
 type MetricsResponse struct {
@@ -896,7 +1000,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_v1_mount_proto_msgTypes[14]
+	mi := &file_v1_mount_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1012,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[14]
+	mi := &file_v1_mount_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1025,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{14}
+	return file_v1_mount_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MetricsResponse) GetOps() []*OpMetrics {
@@ -971,7 +1075,7 @@ type OpMetrics struct {
 
 func (x *OpMetrics) Reset() {
 	*x = OpMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[15]
+	mi := &file_v1_mount_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1087,7 @@ func (x *OpMetrics) String() string {
 func (*OpMetrics) ProtoMessage() {}
 
 func (x *OpMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[15]
+	mi := &file_v1_mount_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1100,7 @@ func (x *OpMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpMetrics.ProtoReflect.Descriptor instead.
 func (*OpMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{15}
+	return file_v1_mount_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OpMetrics) GetOp() string {
@@ -1043,7 +1147,7 @@ type ImageMetrics struct {
 
 func (x *ImageMetrics) Reset() {
 	*x = ImageMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[16]
+	mi := &file_v1_mount_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1159,7 @@ func (x *ImageMetrics) String() string {
 func (*ImageMetrics) ProtoMessage() {}
 
 func (x *ImageMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[16]
+	mi := &file_v1_mount_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1172,7 @@ func (x *ImageMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageMetrics.ProtoReflect.Descriptor instead.
 func (*ImageMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{16}
+	return file_v1_mount_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ImageMetrics) GetMountpoint() string {
@@ -1139,7 +1243,7 @@ type DirectoryMetrics struct {
 
 func (x *DirectoryMetrics) Reset() {
 	*x = DirectoryMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[17]
+	mi := &file_v1_mount_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1255,7 @@ func (x *DirectoryMetrics) String() string {
 func (*DirectoryMetrics) ProtoMessage() {}
 
 func (x *DirectoryMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[17]
+	mi := &file_v1_mount_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1268,7 @@ func (x *DirectoryMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryMetrics.ProtoReflect.Descriptor instead.
 func (*DirectoryMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{17}
+	return file_v1_mount_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DirectoryMetrics) GetMountpoint() string {
@@ -1203,7 +1307,7 @@ type InflightRequest struct {
 
 func (x *InflightRequest) Reset() {
 	*x = InflightRequest{}
-	mi := &file_v1_mount_proto_msgTypes[18]
+	mi := &file_v1_mount_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1319,7 @@ func (x *InflightRequest) String() string {
 func (*InflightRequest) ProtoMessage() {}
 
 func (x *InflightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[18]
+	mi := &file_v1_mount_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1332,7 @@ func (x *InflightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightRequest.ProtoReflect.Descriptor instead.
 func (*InflightRequest) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{18}
+	return file_v1_mount_proto_rawDescGZIP(), []int{20}
 }
 
 type InflightResponse struct {
@@ -1240,7 +1344,7 @@ type InflightResponse struct {
 
 func (x *InflightResponse) Reset() {
 	*x = InflightResponse{}
-	mi := &file_v1_mount_proto_msgTypes[19]
+	mi := &file_v1_mount_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1356,7 @@ func (x *InflightResponse) String() string {
 func (*InflightResponse) ProtoMessage() {}
 
 func (x *InflightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[19]
+	mi := &file_v1_mount_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1369,7 @@ func (x *InflightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightResponse.ProtoReflect.Descriptor instead.
 func (*InflightResponse) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{19}
+	return file_v1_mount_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InflightResponse) GetOps() []*InflightOp {
@@ -1288,7 +1392,7 @@ type InflightOp struct {
 
 func (x *InflightOp) Reset() {
 	*x = InflightOp{}
-	mi := &file_v1_mount_proto_msgTypes[20]
+	mi := &file_v1_mount_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1404,7 @@ func (x *InflightOp) String() string {
 func (*InflightOp) ProtoMessage() {}
 
 func (x *InflightOp) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[20]
+	mi := &file_v1_mount_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1417,7 @@ func (x *InflightOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightOp.ProtoReflect.Descriptor instead.
 func (*InflightOp) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{20}
+	return file_v1_mount_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InflightOp) GetOp() string {
@@ -1388,7 +1492,7 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\fbackend_type\x18\a \x01(\tR\vbackendType\x12\x14\n" +
 	"\x05blobs\x18\b \x03(\tR\x05blobs\x12)\n" +
 	"\x10bootstrap_digest\x18\t \x01(\tR\x0fbootstrapDigest\"\r\n" +
-	"\vInfoRequest\"\xc7\x01\n" +
+	"\vInfoRequest\"\xe6\x01\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1397,7 +1501,14 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\rR\x03pid\x12\x16\n" +
 	"\x06mounts\x18\x06 \x01(\rR\x06mounts\x12.\n" +
-	"\x13front_end_connected\x18\a \x01(\bR\x11frontEndConnected\"\x0e\n" +
+	"\x13front_end_connected\x18\a \x01(\bR\x11frontEndConnected\x12\x1d\n" +
+	"\n" +
+	"worker_pid\x18\b \x01(\rR\tworkerPid\"$\n" +
+	"\x0eUpgradeRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"N\n" +
+	"\x0fUpgradeResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
+	"\fpause_micros\x18\x02 \x01(\x04R\vpauseMicros\"\x0e\n" +
 	"\fWatchRequest\"\xb9\x01\n" +
 	"\x05Event\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.rafsd.mount.v1.EventKindR\x04kind\x12\x1d\n" +
@@ -1469,7 +1580,7 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x1aEVENT_KIND_BACKEND_FAILING\x10\b\x12 \n" +
 	"\x1cEVENT_KIND_BACKEND_RECOVERED\x10\t\x12\x13\n" +
 	"\x0fEVENT_KIND_LOST\x10\n" +
-	"2\x95\x05\n" +
+	"2\xe1\x05\n" +
 	"\fMountService\x12D\n" +
 	"\x05Mount\x12\x1c.rafsd.mount.v1.MountRequest\x1a\x1d.rafsd.mount.v1.MountResponse\x12G\n" +
 	"\x06Umount\x12\x1d.rafsd.mount.v1.UmountRequest\x1a\x1e.rafsd.mount.v1.UmountResponse\x12F\n" +
@@ -1479,7 +1590,8 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x05Watch\x12\x1c.rafsd.mount.v1.WatchRequest\x1a\x15.rafsd.mount.v1.Event0\x01\x12M\n" +
 	"\bPrefetch\x12\x1f.rafsd.mount.v1.PrefetchRequest\x1a .rafsd.mount.v1.PrefetchResponse\x12J\n" +
 	"\aMetrics\x12\x1e.rafsd.mount.v1.MetricsRequest\x1a\x1f.rafsd.mount.v1.MetricsResponse\x12M\n" +
-	"\bInflight\x12\x1f.rafsd.mount.v1.InflightRequest\x1a .rafsd.mount.v1.InflightResponseB=Z;github.com/rafsd/rafsd/shim-integration/mountapi/v1;mountv1b\x06proto3"
+	"\bInflight\x12\x1f.rafsd.mount.v1.InflightRequest\x1a .rafsd.mount.v1.InflightResponse\x12J\n" +
+	"\aUpgrade\x12\x1e.rafsd.mount.v1.UpgradeRequest\x1a\x1f.rafsd.mount.v1.UpgradeResponseB=Z;github.com/rafsd/rafsd/shim-integration/mountapi/v1;mountv1b\x06proto3"
 
 var (
 	file_v1_mount_proto_rawDescOnce sync.Once
@@ -1494,7 +1606,7 @@ func file_v1_mount_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_mount_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_v1_mount_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_v1_mount_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_v1_mount_proto_goTypes = []any{
 	(EventKind)(0),           // 0: rafsd.mount.v1.EventKind
 	(*MountRequest)(nil),     // 1: rafsd.mount.v1.MountRequest
@@ -1506,47 +1618,51 @@ var file_v1_mount_proto_goTypes = []any{
 	(*MountInfo)(nil),        // 7: rafsd.mount.v1.MountInfo
 	(*InfoRequest)(nil),      // 8: rafsd.mount.v1.InfoRequest
 	(*InfoResponse)(nil),     // 9: rafsd.mount.v1.InfoResponse
-	(*WatchRequest)(nil),     // 10: rafsd.mount.v1.WatchRequest
-	(*Event)(nil),            // 11: rafsd.mount.v1.Event
-	(*PrefetchRequest)(nil),  // 12: rafsd.mount.v1.PrefetchRequest
-	(*PrefetchResponse)(nil), // 13: rafsd.mount.v1.PrefetchResponse
-	(*MetricsRequest)(nil),   // 14: rafsd.mount.v1.MetricsRequest
-	(*MetricsResponse)(nil),  // 15: rafsd.mount.v1.MetricsResponse
-	(*OpMetrics)(nil),        // 16: rafsd.mount.v1.OpMetrics
-	(*ImageMetrics)(nil),     // 17: rafsd.mount.v1.ImageMetrics
-	(*DirectoryMetrics)(nil), // 18: rafsd.mount.v1.DirectoryMetrics
-	(*InflightRequest)(nil),  // 19: rafsd.mount.v1.InflightRequest
-	(*InflightResponse)(nil), // 20: rafsd.mount.v1.InflightResponse
-	(*InflightOp)(nil),       // 21: rafsd.mount.v1.InflightOp
+	(*UpgradeRequest)(nil),   // 10: rafsd.mount.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),  // 11: rafsd.mount.v1.UpgradeResponse
+	(*WatchRequest)(nil),     // 12: rafsd.mount.v1.WatchRequest
+	(*Event)(nil),            // 13: rafsd.mount.v1.Event
+	(*PrefetchRequest)(nil),  // 14: rafsd.mount.v1.PrefetchRequest
+	(*PrefetchResponse)(nil), // 15: rafsd.mount.v1.PrefetchResponse
+	(*MetricsRequest)(nil),   // 16: rafsd.mount.v1.MetricsRequest
+	(*MetricsResponse)(nil),  // 17: rafsd.mount.v1.MetricsResponse
+	(*OpMetrics)(nil),        // 18: rafsd.mount.v1.OpMetrics
+	(*ImageMetrics)(nil),     // 19: rafsd.mount.v1.ImageMetrics
+	(*DirectoryMetrics)(nil), // 20: rafsd.mount.v1.DirectoryMetrics
+	(*InflightRequest)(nil),  // 21: rafsd.mount.v1.InflightRequest
+	(*InflightResponse)(nil), // 22: rafsd.mount.v1.InflightResponse
+	(*InflightOp)(nil),       // 23: rafsd.mount.v1.InflightOp
 }
 var file_v1_mount_proto_depIdxs = []int32{
 	7,  // 0: rafsd.mount.v1.MountResponse.mount:type_name -> rafsd.mount.v1.MountInfo
 	7,  // 1: rafsd.mount.v1.ListResponse.mounts:type_name -> rafsd.mount.v1.MountInfo
 	0,  // 2: rafsd.mount.v1.Event.kind:type_name -> rafsd.mount.v1.EventKind
-	16, // 3: rafsd.mount.v1.MetricsResponse.ops:type_name -> rafsd.mount.v1.OpMetrics
-	17, // 4: rafsd.mount.v1.MetricsResponse.images:type_name -> rafsd.mount.v1.ImageMetrics
-	18, // 5: rafsd.mount.v1.MetricsResponse.directories:type_name -> rafsd.mount.v1.DirectoryMetrics
-	21, // 6: rafsd.mount.v1.InflightResponse.ops:type_name -> rafsd.mount.v1.InflightOp
+	18, // 3: rafsd.mount.v1.MetricsResponse.ops:type_name -> rafsd.mount.v1.OpMetrics
+	19, // 4: rafsd.mount.v1.MetricsResponse.images:type_name -> rafsd.mount.v1.ImageMetrics
+	20, // 5: rafsd.mount.v1.MetricsResponse.directories:type_name -> rafsd.mount.v1.DirectoryMetrics
+	23, // 6: rafsd.mount.v1.InflightResponse.ops:type_name -> rafsd.mount.v1.InflightOp
 	1,  // 7: rafsd.mount.v1.MountService.Mount:input_type -> rafsd.mount.v1.MountRequest
 	3,  // 8: rafsd.mount.v1.MountService.Umount:input_type -> rafsd.mount.v1.UmountRequest
 	1,  // 9: rafsd.mount.v1.MountService.Remount:input_type -> rafsd.mount.v1.MountRequest
 	5,  // 10: rafsd.mount.v1.MountService.List:input_type -> rafsd.mount.v1.ListRequest
 	8,  // 11: rafsd.mount.v1.MountService.Info:input_type -> rafsd.mount.v1.InfoRequest
-	10, // 12: rafsd.mount.v1.MountService.Watch:input_type -> rafsd.mount.v1.WatchRequest
-	12, // 13: rafsd.mount.v1.MountService.Prefetch:input_type -> rafsd.mount.v1.PrefetchRequest
-	14, // 14: rafsd.mount.v1.MountService.Metrics:input_type -> rafsd.mount.v1.MetricsRequest
-	19, // 15: rafsd.mount.v1.MountService.Inflight:input_type -> rafsd.mount.v1.InflightRequest
-	2,  // 16: rafsd.mount.v1.MountService.Mount:output_type -> rafsd.mount.v1.MountResponse
-	4,  // 17: rafsd.mount.v1.MountService.Umount:output_type -> rafsd.mount.v1.UmountResponse
-	2,  // 18: rafsd.mount.v1.MountService.Remount:output_type -> rafsd.mount.v1.MountResponse
-	6,  // 19: rafsd.mount.v1.MountService.List:output_type -> rafsd.mount.v1.ListResponse
-	9,  // 20: rafsd.mount.v1.MountService.Info:output_type -> rafsd.mount.v1.InfoResponse
-	11, // 21: rafsd.mount.v1.MountService.Watch:output_type -> rafsd.mount.v1.Event
-	13, // 22: rafsd.mount.v1.MountService.Prefetch:output_type -> rafsd.mount.v1.PrefetchResponse
-	15, // 23: rafsd.mount.v1.MountService.Metrics:output_type -> rafsd.mount.v1.MetricsResponse
-	20, // 24: rafsd.mount.v1.MountService.Inflight:output_type -> rafsd.mount.v1.InflightResponse
-	16, // [16:25] is the sub-list for method output_type
-	7,  // [7:16] is the sub-list for method input_type
+	12, // 12: rafsd.mount.v1.MountService.Watch:input_type -> rafsd.mount.v1.WatchRequest
+	14, // 13: rafsd.mount.v1.MountService.Prefetch:input_type -> rafsd.mount.v1.PrefetchRequest
+	16, // 14: rafsd.mount.v1.MountService.Metrics:input_type -> rafsd.mount.v1.MetricsRequest
+	21, // 15: rafsd.mount.v1.MountService.Inflight:input_type -> rafsd.mount.v1.InflightRequest
+	10, // 16: rafsd.mount.v1.MountService.Upgrade:input_type -> rafsd.mount.v1.UpgradeRequest
+	2,  // 17: rafsd.mount.v1.MountService.Mount:output_type -> rafsd.mount.v1.MountResponse
+	4,  // 18: rafsd.mount.v1.MountService.Umount:output_type -> rafsd.mount.v1.UmountResponse
+	2,  // 19: rafsd.mount.v1.MountService.Remount:output_type -> rafsd.mount.v1.MountResponse
+	6,  // 20: rafsd.mount.v1.MountService.List:output_type -> rafsd.mount.v1.ListResponse
+	9,  // 21: rafsd.mount.v1.MountService.Info:output_type -> rafsd.mount.v1.InfoResponse
+	13, // 22: rafsd.mount.v1.MountService.Watch:output_type -> rafsd.mount.v1.Event
+	15, // 23: rafsd.mount.v1.MountService.Prefetch:output_type -> rafsd.mount.v1.PrefetchResponse
+	17, // 24: rafsd.mount.v1.MountService.Metrics:output_type -> rafsd.mount.v1.MetricsResponse
+	22, // 25: rafsd.mount.v1.MountService.Inflight:output_type -> rafsd.mount.v1.InflightResponse
+	11, // 26: rafsd.mount.v1.MountService.Upgrade:output_type -> rafsd.mount.v1.UpgradeResponse
+	17, // [17:27] is the sub-list for method output_type
+	7,  // [7:17] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1563,7 +1679,7 @@ func file_v1_mount_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_mount_proto_rawDesc), len(file_v1_mount_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

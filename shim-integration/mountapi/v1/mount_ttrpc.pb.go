@@ -17,6 +17,7 @@ type MountServiceService interface {
 	Prefetch(context.Context, *PrefetchRequest) (*PrefetchResponse, error)
 	Metrics(context.Context, *MetricsRequest) (*MetricsResponse, error)
 	Inflight(context.Context, *InflightRequest) (*InflightResponse, error)
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 }
 
 type MountService_WatchServer interface {
@@ -91,6 +92,13 @@ func RegisterMountServiceService(srv *ttrpc.Server, svc MountServiceService) {
 				}
 				return svc.Inflight(ctx, &req)
 			},
+			"Upgrade": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UpgradeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Upgrade(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Watch": {
@@ -118,6 +126,7 @@ type MountServiceClient interface {
 	Prefetch(context.Context, *PrefetchRequest) (*PrefetchResponse, error)
 	Metrics(context.Context, *MetricsRequest) (*MetricsResponse, error)
 	Inflight(context.Context, *InflightRequest) (*InflightResponse, error)
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 }
 
 type mountserviceClient struct {
@@ -218,6 +227,14 @@ func (c *mountserviceClient) Metrics(ctx context.Context, req *MetricsRequest) (
 func (c *mountserviceClient) Inflight(ctx context.Context, req *InflightRequest) (*InflightResponse, error) {
 	var resp InflightResponse
 	if err := c.client.Call(ctx, "rafsd.mount.v1.MountService", "Inflight", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *mountserviceClient) Upgrade(ctx context.Context, req *UpgradeRequest) (*UpgradeResponse, error) {
+	var resp UpgradeResponse
+	if err := c.client.Call(ctx, "rafsd.mount.v1.MountService", "Upgrade", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
