@@ -43,15 +43,14 @@ func NewDevice(h Handler, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newDevice(h, o, make([]counters, o.Queues)), nil
+	return newDevice(h, o), nil
 }
 
-// newDevice takes options that were completed, and counts in stats, one entry for
-// each vring.
-func newDevice(h Handler, o Options, stats []counters) *Device {
+// newDevice takes options that were completed.
+func newDevice(h Handler, o Options) *Device {
 	d := &Device{handler: h, opts: o, vrings: make([]*vring, o.Queues)}
 	for i := range d.vrings {
-		d.vrings[i] = newVring(i, h, o.Log, &stats[i], d.memoryGone)
+		d.vrings[i] = newVring(i, h, &o, &o.Counters.vrings[i], d.memoryGone)
 	}
 	if h, ok := h.(Stateful); ok {
 		h.SaveState(d.saveState)
@@ -103,11 +102,7 @@ func (d *Device) close(gone bool) {
 
 // Stats returns what the vrings have done.
 func (d *Device) Stats() []VringStats {
-	s := make([]VringStats, len(d.vrings))
-	for i, v := range d.vrings {
-		s[i] = v.stats.read()
-	}
-	return s
+	return d.opts.Counters.Read()
 }
 
 // SetFeatures implements session.Device.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/session"
 )
@@ -28,6 +29,15 @@ type Options struct {
 	// each, in bytes; 0 means DefaultMaxRequestBytes.
 	MaxRequestBytes uint64
 
+	// Poll is how long a vring looks at its empty ring before it sleeps: PollAuto,
+	// PollOff, or a time up to MaxPoll for each sleep. Whatever it is, one of the
+	// usable processors is always left to others, and a vring that sleeps costs
+	// nothing.
+	Poll time.Duration
+
+	// Counters, if set, is what the vrings count in: one for each of Queues.
+	Counters *Counters
+
 	// Log receives what goes wrong; nil means slog.Default.
 	Log *slog.Logger
 
@@ -50,6 +60,15 @@ func (o Options) complete(h Handler) (Options, session.Config, error) {
 	}
 	if o.MaxRequestBytes > math.MaxUint32 {
 		return o, session.Config{}, fmt.Errorf("requests of %d bytes: a used element counts in 32 bits", o.MaxRequestBytes)
+	}
+	if o.Poll < PollOff || o.Poll > MaxPoll {
+		return o, session.Config{}, fmt.Errorf("polling for %v, want at most %v", o.Poll, MaxPoll)
+	}
+	if o.Counters == nil {
+		o.Counters = NewCounters(o.Queues)
+	}
+	if n := len(o.Counters.vrings); n != o.Queues {
+		return o, session.Config{}, fmt.Errorf("counters for %d vrings, want %d", n, o.Queues)
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

@@ -4,10 +4,14 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // severalProcessors makes sure that there is one to poll with.
 func severalProcessors(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("SKIPPED: one processor is never polled with")
+	}
 	old := runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
 	t.Cleanup(func() { runtime.GOMAXPROCS(old) })
 }
@@ -24,10 +28,11 @@ func TestPollBacksOff(t *testing.T) {
 	tries := 0
 	for range sleeps {
 		before := polls
-		if p.wait(never, &halt) {
-			t.Fatal("work, where there is none")
+		found, polled := p.wait(never, &halt)
+		if found || polled != (polls > before) {
+			t.Fatalf("work %v, polled %v after %d looks", found, polled, polls-before)
 		}
-		if polls > before {
+		if polled {
 			tries++
 		}
 	}
@@ -37,7 +42,7 @@ func TestPollBacksOff(t *testing.T) {
 	p.skip = 0
 	found := func(uintptr) bool { return true }
 	for range 10 {
-		if !p.wait(found, &halt) {
+		if ok, _ := p.wait(found, &halt); !ok {
 			t.Fatal("no work, where there is some")
 		}
 	}
@@ -46,13 +51,17 @@ func TestPollBacksOff(t *testing.T) {
 // TestPollLeavesAProcessor: the last processor is nobody's to poll with.
 func TestPollLeavesAProcessor(t *testing.T) {
 	severalProcessors(t)
-	others := int32(runtime.GOMAXPROCS(0)) - 1
+	// More threads of the scheduler make no more processors.
+	runtime.GOMAXPROCS(2 * runtime.NumCPU())
+	others := int32(runtime.NumCPU()) - 1
 	polling.Add(others)
 	defer polling.Add(-others)
-	var p poller
 	var halt atomic.Uint32
-	if p.wait(func(uintptr) bool { t.Error("polls"); return true }, &halt) {
-		t.Error("work without a look")
+	for _, d := range []time.Duration{PollAuto, MaxPoll} {
+		p := poller{time: d}
+		if found, polled := p.wait(func(uintptr) bool { t.Error("polls"); return true }, &halt); found || polled {
+			t.Error("work without a look")
+		}
 	}
 	if got := polling.Load(); got != others {
 		t.Errorf("%d are counted as polling, want %d", got, others)
@@ -68,5 +77,26 @@ func TestPollEndsAtHalt(t *testing.T) {
 	p.wait(func(uintptr) bool { looks++; halt.Store(haltPause); return false }, &halt)
 	if looks > looksPerTime {
 		t.Errorf("%d looks after the halt, want at most %d", looks, looksPerTime)
+	}
+}
+
+// TestPollAsTold: off never looks, and a time is polled before every sleep.
+func TestPollAsTold(t *testing.T) {
+	severalProcessors(t)
+	var halt atomic.Uint32
+	off := poller{time: PollOff}
+	if found, polled := off.wait(func(uintptr) bool { t.Error("polls"); return true }, &halt); found || polled {
+		t.Error("work without a look")
+	}
+	const told = 200 * time.Microsecond
+	p := poller{time: told}
+	for range 10 {
+		start := time.Now()
+		if found, polled := p.wait(func(uintptr) bool { return false }, &halt); found || !polled {
+			t.Fatalf("work %v, polled %v", found, polled)
+		}
+		if took := time.Since(start); took < told {
+			t.Errorf("polled for %v, told %v", took, told)
+		}
 	}
 }

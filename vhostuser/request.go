@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 	"github.com/rafsd/rafsd/vhostuser/virtqueue"
@@ -23,9 +24,10 @@ type Request struct {
 
 	vring    *vring
 	chain    virtqueue.Chain
-	started  *epoch // while it waits: what it belongs to
-	attached bool   // guest memory may be touched
-	rerun    bool   // another process had taken it
+	started  *epoch    // while it waits: what it belongs to
+	attached bool      // guest memory may be touched
+	rerun    bool      // another process had taken it
+	taken    time.Time // when, if it is timed
 	// While it waits: where the segments were, readable ones first.
 	spans    []span
 	readable int

@@ -26,7 +26,6 @@ type Server struct {
 	connect func() BackEnd // for each front-end
 	opts    Options
 	config  session.Config
-	stats   []counters
 }
 
 // NewServer returns a Server of h in this process. Each front-end finds a Handler
@@ -36,8 +35,8 @@ func NewServer(h Handler, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{opts: o, config: c, stats: make([]counters, o.Queues)}
-	s.connect = func() BackEnd { return newDevice(h, o, s.stats) }
+	s := &Server{opts: o, config: c}
+	s.connect = func() BackEnd { return newDevice(h, o) }
 	return s, nil
 }
 
@@ -51,16 +50,12 @@ func NewServerOf(connect func() BackEnd, space []byte, o Options) (*Server, erro
 		return nil, err
 	}
 	c.ConfigSpace = space
-	return &Server{connect: connect, opts: o, config: c, stats: make([]counters, o.Queues)}, nil
+	return &Server{connect: connect, opts: o, config: c}, nil
 }
 
 // Stats returns what the vrings have done, over all front-ends so far.
 func (s *Server) Stats() []VringStats {
-	all := make([]VringStats, len(s.stats))
-	for i := range all {
-		all[i] = s.stats[i].read()
-	}
-	return all
+	return s.opts.Counters.Read()
 }
 
 // acceptPause is how long to wait after accept failed for want of something, such

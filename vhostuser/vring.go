@@ -67,6 +67,7 @@ type vring struct {
 	unseen      uint64 // requests and pages served since beSeen
 	poller      poller
 	near        near
+	untimed     int                // requests to serve before the next one that is timed
 	pending     func(uintptr) bool // queue.Pending in the shape that kick.wait needs
 
 	mu       sync.Mutex      // a leaf
@@ -90,8 +91,9 @@ const (
 	haltFault // guest memory is gone
 )
 
-func newVring(index int, h Handler, log *slog.Logger, c *counters, onFault func()) *vring {
-	v := &vring{index: index, handler: h, log: log.With("vring", index), stats: c, onFault: onFault}
+func newVring(index int, h Handler, o *Options, c *counters, onFault func()) *vring {
+	v := &vring{index: index, handler: h, log: o.Log.With("vring", index), stats: c, onFault: onFault}
+	v.poller.time = o.Poll
 	v.changed.L = &v.mu
 	v.current = &Request{vring: v}
 	v.staged = make([]virtqueue.Used, 0, batchRequests)
@@ -239,7 +241,15 @@ var errFault = fmt.Errorf("another vring found that %w", guestmem.ErrGone)
 
 // sleep returns when there is work or the goroutine is to end.
 func (v *vring) sleep(k *kick) {
-	if v.poller.wait(v.pending, &v.halt) || v.queue.EnableKicks() {
+	found, polled := v.poller.wait(v.pending, &v.halt)
+	if found {
+		v.stats.pollHits.Add(1)
+		return
+	}
+	if polled {
+		v.stats.pollMisses.Add(1)
+	}
+	if v.queue.EnableKicks() {
 		return
 	}
 	if v.near.wait(k, v.pending) || k.wait(v.pending) {
@@ -276,10 +286,22 @@ func (v *vring) drain() error {
 func (v *vring) serveOne() {
 	r := v.current
 	r.attached = true
+	v.untimed--
+	timed := v.untimed < 0
+	if timed {
+		v.untimed = timeOneIn - 1
+		r.taken = time.Now()
+	}
 	written, done := v.handler.Serve(r)
 	if !done {
+		if !timed {
+			r.taken = time.Now() // it was taken a moment ago
+		}
 		v.letWait(r)
 		return
+	}
+	if timed {
+		v.stats.latency.Add(time.Since(r.taken), timeOneIn)
 	}
 	written = r.checked(written)
 	v.staged = append(v.staged, virtqueue.Used{Head: r.chain.Head, Len: written})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 	"github.com/rafsd/rafsd/vhostuser/virtqueue"
@@ -43,6 +44,7 @@ func (v *vring) letWait(r *Request) {
 		v.current = &Request{vring: v}
 	}
 	r.detach(table, e)
+	v.stats.waiting.Add(1)
 	e.waiting.Add(1) // while the vring runs its epoch is not over, so nobody waits yet
 	go v.serveWaiting(e, r)
 }
@@ -62,6 +64,8 @@ func (v *vring) serveWaiting(e *epoch, r *Request) {
 		// driver gets the chain back, empty, rather than to wait for ever.
 		return nil
 	})
+	v.stats.latency.Add(time.Since(r.taken), 1)
+	v.stats.waiting.Add(-1)
 	if !errors.Is(err, guestmem.ErrGone) {
 		err = errors.Join(err, v.guard(func() error { v.finish(e, r, written); return nil }))
 	}
