@@ -140,6 +140,9 @@ func TestOptionsAreChecked(t *testing.T) {
 		"too many queues":    {Queues: 257},
 		"requests too large": {Queues: 1, MaxRequestBytes: 1 << 32},
 		"no configuration":   {Queues: 1, Config: true},
+		"polls too long":     {Queues: 1, Poll: vhostuser.MaxPoll + 1},
+		"polls less than 0":  {Queues: 1, Poll: vhostuser.PollOff - 1},
+		"other counters":     {Queues: 2, Counters: vhostuser.NewCounters(1)},
 	} {
 		if _, err := vhostuser.NewServer(null{}, o); err == nil {
 			t.Errorf("%s: accepted by NewServer", name)

@@ -159,7 +159,7 @@ func TestOptionsOverSettings(t *testing.T) {
 	if err := os.WriteFile(file, []byte("[daemon]\nqueues = 2\nlinger = \"1m\"\n[log]\nlevel = \"warn\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a, err := parseOptions(virtiofsOptions, strings.Fields("--fd=3 --queues 3 --first-connect 0 --log-format json --rlimit-nofile 7 --settings "+file))
+	a, err := parseOptions(virtiofsOptions, strings.Fields("--fd=3 --queues 3 --poll 20 --first-connect 0 --log-format json --rlimit-nofile 7 --settings "+file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,8 +168,8 @@ func TestOptionsOverSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.DefaultSettings()
-	want.Daemon = config.DaemonSettings{Queues: 3, Linger: config.Duration(time.Minute), RlimitNofile: 7}
-	want.Log = config.LogSettings{Level: "warn", Format: "json"}
+	want.Daemon = config.DaemonSettings{Queues: 3, Poll: config.Poll(20 * time.Microsecond), Linger: config.Duration(time.Minute), RlimitNofile: 7}
+	want.Log = config.LogSettings{Level: "warn", Format: "json", Slow: config.Duration(time.Second)}
 	if d := cmp.Diff(want, v.settings); d != "" {
 		t.Errorf("settings (-want +got):\n%s", d)
 	}

@@ -200,6 +200,7 @@ func (v *virtiofsArgs) deviceOptions(log *slog.Logger) vhostuser.Options {
 	return vhostuser.Options{
 		Queues: 1 + queueCount(v), // the first one is for what must not wait behind requests
 		Config: v.tag != "",
+		Poll:   time.Duration(v.settings.Daemon.Poll),
 		Log:    log,
 	}
 }

@@ -194,6 +194,11 @@ func (v *virtiofsArgs) overrideSettings(a *arguments) (err error) {
 		}
 		v.settings.Daemon.Queues = n
 	}
+	if s, ok := a.values["poll"]; ok {
+		if v.settings.Daemon.Poll, err = config.ParsePoll(s); err != nil {
+			return usagef("--poll: %v", err)
+		}
+	}
 	if s, ok := a.values["rlimit-nofile"]; ok {
 		if v.settings.Daemon.RlimitNofile, err = strconv.ParseUint(s, 10, 64); err != nil {
 			return usagef("--rlimit-nofile: %q is not a number", s)

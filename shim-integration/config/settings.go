@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +31,7 @@ type Settings struct {
 // DaemonSettings are about the process and its sockets.
 type DaemonSettings struct {
 	Queues       int      `toml:"queues"`        // request queues offered at most; 0 = by CPUs
+	Poll         Poll     `toml:"poll"`          // how long a queue polls before it sleeps
 	Linger       Duration `toml:"linger"`        // end so long after the VMM is gone; 0 = never
 	FirstConnect Duration `toml:"first_connect"` // end if none came so long; 0 = never
 	RlimitNofile uint64   `toml:"rlimit_nofile"` // open files to ask for; 0 = leave
@@ -39,6 +41,8 @@ type DaemonSettings struct {
 type LogSettings struct {
 	Level  string `toml:"level"`  // trace, debug, info, warn, error
 	Format string `toml:"format"` // text, json
+	// Slow is from what age on a guest's request is told of; 0 = never.
+	Slow Duration `toml:"slow"`
 }
 
 // ReadSettings are about reads that must fetch data.
@@ -80,7 +84,7 @@ func DefaultSettings() Settings {
 			FirstConnect: Duration(10 * time.Minute),
 			RlimitNofile: 1_000_000,
 		},
-		Log:         LogSettings{Level: "info", Format: "text"},
+		Log:         LogSettings{Level: "info", Format: "text", Slow: Duration(time.Second)},
 		Read:        ReadSettings{Deadline: Duration(time.Minute), Amplification: -1, Verify: "on"},
 		Passthrough: PassthroughSettings{Cache: "auto", FileHandles: "prefer", Locks: "guest", KillprivV2: true},
 		Memory:      MemorySettings{GCPercent: 50, LimitMiB: 256},
@@ -120,6 +124,54 @@ func (d Duration) String() string {
 		return "forever"
 	}
 	return time.Duration(d).String()
+}
+
+// Poll is how long a queue looks for more work before it sleeps: PollAuto, PollOff,
+// or a time. It is written "auto", "off", or as a number of microseconds.
+type Poll time.Duration
+
+// Values of Poll beside a time.
+const (
+	PollAuto Poll = 0  // where it pays
+	PollOff  Poll = -1 // never
+)
+
+// MaxPoll is the longest time to poll.
+const MaxPoll = Poll(10 * time.Millisecond)
+
+// ParsePoll reads a Poll.
+func ParsePoll(s string) (Poll, error) {
+	switch s {
+	case "auto":
+		return PollAuto, nil
+	case "off", "0":
+		return PollOff, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 32)
+	p := Poll(n) * Poll(time.Microsecond)
+	if err != nil || p > MaxPoll {
+		return 0, fmt.Errorf("%q is neither auto, off nor a number of microseconds up to %d", s, time.Duration(MaxPoll).Microseconds())
+	}
+	return p, nil
+}
+
+// UnmarshalText reads a Poll from a settings file.
+func (p *Poll) UnmarshalText(text []byte) (err error) {
+	*p, err = ParsePoll(string(text))
+	return err
+}
+
+// MarshalText is the reverse of UnmarshalText.
+func (p Poll) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+func (p Poll) String() string {
+	switch p {
+	case PollAuto:
+		return "auto"
+	case PollOff:
+		return "off"
+	}
+	return strconv.FormatInt(time.Duration(p).Microseconds(), 10)
 }
 
 // LoadSettings reads the settings in the file at path over the defaults. An

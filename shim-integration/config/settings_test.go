@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -76,6 +77,26 @@ func TestSettingsOverDefaults(t *testing.T) {
 	want.Daemon.Linger, want.Read.Deadline = 0, config.Forever
 	if s != want {
 		t.Errorf("got %+v, want %+v", s, want)
+	}
+}
+
+func TestPoll(t *testing.T) {
+	for text, want := range map[string]config.Poll{
+		`"auto"`: config.PollAuto, `"off"`: config.PollOff, `0`: config.PollOff,
+		`50`: config.Poll(50 * time.Microsecond), `"7"`: config.Poll(7 * time.Microsecond), `10000`: config.MaxPoll,
+	} {
+		s, err := config.ParseSettings("[daemon]\npoll = " + text + "\n")
+		if err != nil || s.Daemon.Poll != want {
+			t.Errorf("%s: %v, %v, want %v", text, s.Daemon.Poll, err, want)
+		}
+		if again, err := config.ParsePoll(want.String()); err != nil || again != want {
+			t.Errorf("%v is written %q, read %v, %v", time.Duration(want), want.String(), again, err)
+		}
+	}
+	for _, text := range []string{`"on"`, `-1`, `10001`, `1.5`, `""`, `"50µs"`} {
+		if s, err := config.ParseSettings("[daemon]\npoll = " + text + "\n"); err == nil {
+			t.Errorf("%s: read as %v", text, s.Daemon.Poll)
+		}
 	}
 }
 
