@@ -157,13 +157,18 @@ func (s *service) serveKeeper(w *keeper.Worker, h keeper.Host) {
 	s.open("keeper", func() error { return w.Serve(h, ctx.Done()) })
 }
 
+// answerWithin is how long a worker that was replaced stays for its last answer. The
+// mount API's server cannot be asked whether that is out: it takes a connection in the
+// middle of its first call for an idle one.
+const answerWithin = 200 * time.Millisecond
+
 // upgrade has another program serve, and this process end once the caller has its
 // answer.
 func (s *service) upgrade(w *keeper.Worker) mountapi.Upgrader {
 	return func(path string) (string, time.Duration, error) {
 		version, pause, err := w.Upgrade(path)
 		if s.left.Load() {
-			s.replaced.Do(func() { close(s.over) })
+			s.replaced.Do(func() { time.AfterFunc(answerWithin, func() { close(s.over) }) })
 		}
 		return version, pause, err
 	}
