@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,36 +20,14 @@ import (
 	"github.com/rafsd/rafsd/vhostuser/keeper"
 )
 
-// workerOf returns the pid of the worker of a keeper, 0 if there is none now.
-func workerOf(t testing.TB, keeper int) int {
-	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", keeper))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range tasks {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for _, f := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(args), "\x00"+workerWord+"\x00") {
-				return pid
-			}
-		}
-	}
-	return 0
-}
-
 // worker waits for a worker other than old and returns its pid.
 func (p *process) worker(old int) (pid int) {
 	p.t.Helper()
 	waitUntil(p.t, "a worker other than "+strconv.Itoa(old), func() bool {
-		pid = workerOf(p.t, p.cmd.Process.Pid)
+		var err error
+		if pid, err = vmm.Child(p.cmd.Process.Pid, workerWord); err != nil {
+			p.t.Fatal(err)
+		}
 		return pid != 0 && pid != old
 	})
 	return pid

@@ -34,6 +34,7 @@ type kata struct {
 	mountBeforeAPI bool   // the snapshot is mounted before the image is
 	mountOptions   string // in the guest
 	stop           func(t *testing.T, d *rafsd)
+	killer         *killer // kills workers meanwhile; nil = nobody does
 }
 
 var kataGo = kata{
@@ -203,7 +204,16 @@ echo life is over
 				}
 			},
 		}}
+		if k.killer != nil {
+			for name, step := range a.steps { // callers of the API would have to ask again
+				a.steps[name] = func() { k.killer.pause(step) }
+			}
+			k.killer.start(t, d)
+		}
 		r := a.boot(t, c)
+		if k.killer != nil {
+			k.killer.stop(t)
+		}
 		if !strings.HasSuffix(strings.TrimSpace(r.Output), "life is over") || !strings.Contains(r.Output, "executed") {
 			t.Errorf("the guest said:\n%s", r.Output)
 		}
