@@ -172,7 +172,8 @@ func encodeState(generation uint64, ses *session) []byte {
 
 // Restore takes up the session of a Snapshot, before any request. The guest was
 // promised those values; ours may be others by now. FileSystem.Init is called
-// with them, or Restore of one that is a Restorer.
+// with them, or Restore of one that is a Restorer. Who remembers sessions (OnChange)
+// is told: the state may come from somebody else.
 func (s *Server) Restore(state []byte) error {
 	if len(state) != stateSize {
 		return fmt.Errorf("session state has %d bytes, want %d", len(state), stateSize)
@@ -211,6 +212,11 @@ func (s *Server) Restore(state []byte) error {
 			s.fs.Init(ses.flags)
 		}
 		s.session.Store(&ses)
+	}
+	for _, f := range s.onChange {
+		if err := f(encodeState(s.generation, s.session.Load())); err != nil {
+			return fmt.Errorf("session cannot go on: %w", err)
+		}
 	}
 	return nil
 }

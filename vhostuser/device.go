@@ -29,6 +29,7 @@ type Device struct {
 	inflight atomic.Pointer[inflightMemory] // written under mu; nil = requests end with the process
 	suspect  int                            // how many ends of a process a request may be in; guarded by mu
 	closed   bool                           // guarded by mu
+	trial    sync.Mutex                     // held while a request that may end us runs; before vring.mu
 }
 
 var _ session.Device = (*Device)(nil)
@@ -50,7 +51,7 @@ func NewDevice(h Handler, o Options) (*Device, error) {
 func newDevice(h Handler, o Options) *Device {
 	d := &Device{handler: h, opts: o, vrings: make([]*vring, o.Queues)}
 	for i := range d.vrings {
-		d.vrings[i] = newVring(i, h, &o, &o.Counters.vrings[i], d.memoryGone)
+		d.vrings[i] = newVring(i, h, &o, &o.Counters.vrings[i], &d.trial, d.memoryGone)
 	}
 	if h, ok := h.(Stateful); ok {
 		h.SaveState(d.saveState)
@@ -244,7 +245,7 @@ func (d *Device) StartVring(i int, r session.Ring) error {
 	if v.kick == nil {
 		return fmt.Errorf("vring %d: no kick", i)
 	}
-	wasSetUp := v.queue != nil
+	wasSetUp := v.setUp
 	fresh, err := d.prepare(v, r)
 	if err != nil {
 		err = fmt.Errorf("vring %d: %w", i, err)
@@ -280,6 +281,7 @@ func (d *Device) driverRestarted(v *vring) {
 			if other != v && !slices.Contains(running, other) {
 				other.forget()
 				other.clearInflight()
+				other.setUp = false
 			}
 		}
 		d.handler.Reset()
@@ -313,6 +315,7 @@ func (d *Device) resetLocked() {
 	for _, v := range d.vrings {
 		v.forget()
 		v.clearInflight()
+		v.setUp = false
 	}
 	if d.used {
 		d.used = false

@@ -48,6 +48,7 @@ type frontOptions struct {
 	size     uint16
 	start    uint16 // first position of the rings
 	noEvent  bool   // without EVENT_IDX
+	table    bool   // keeps the table of requests in flight, as Cloud Hypervisor does
 	blocking bool   // kick eventfds without O_NONBLOCK
 	call     callKind
 }
@@ -59,6 +60,8 @@ type front struct {
 	fd   int // memfd
 	mem  []byte
 	q    []*frontQueue
+
+	inflight int // memory of the table, with table; 0 before the first time
 }
 
 type frontQueue struct {
@@ -230,6 +233,33 @@ func (f *front) negotiate() {
 	}
 	f.ok(wire.SetFeatures, wire.AppendU64(nil, f.features()))
 	f.ok(wire.AddMemReg, wire.AppendSingleRegion(nil, f.region()), f.fd)
+	if f.o.table || withTable {
+		f.exchangeInflight()
+	}
+}
+
+// withTable makes every front-end keep a table.
+var withTable bool
+
+// exchangeInflight gives the back-end the table that the front-end has, or has just
+// asked for.
+func (f *front) exchangeInflight() {
+	f.t.Helper()
+	area := wire.Inflight{Queues: uint16(len(f.q)), QueueSize: f.o.size}
+	if f.inflight == 0 {
+		check(f.t, f.conn.Send(wire.GetInflightFD, wire.FlagVersion, area.Append(nil)))
+		m, err := f.conn.Recv()
+		check(f.t, err)
+		if len(m.FDs) != 1 {
+			f.t.Fatalf("GET_INFLIGHT_FD: answered with %d descriptors", len(m.FDs))
+		}
+		f.inflight = m.FDs[0]
+		f.t.Cleanup(func() { unix.Close(f.inflight) })
+	}
+	var st unix.Stat_t
+	check(f.t, unix.Fstat(f.inflight, &st))
+	area.MmapSize = uint64(st.Size)
+	f.ok(wire.SetInflightFD, area.Append(nil), f.inflight)
 }
 
 // setUp tells all about the vring but does not enable it.

@@ -28,6 +28,7 @@ type Request struct {
 	attached bool      // guest memory may be touched
 	rerun    bool      // another process had taken it
 	taken    time.Time // when, if it is timed
+	note     [virtqueue.NoteSize]byte // what Note returned
 	// While it waits: where the segments were, readable ones first.
 	spans    []span
 	readable int
@@ -81,10 +82,14 @@ func (r *Request) Rerun() bool { return r.rerun }
 // Note returns what was noted last about the request; phase 0 is nothing. note is
 // valid until the next SetNote.
 func (r *Request) Note() (phase uint8, errno int32, note []byte) {
-	if f := r.vring.inflight; f != nil {
-		return f.Note(r.chain.Head)
+	f := r.vring.inflight
+	if f == nil {
+		return 0, 0, nil
 	}
-	return 0, 0, nil
+	// A copy: the front-end may have the table's memory too.
+	phase, errno, note = f.Note(r.chain.Head)
+	copy(r.note[:], note)
+	return phase, errno, r.note[:]
 }
 
 // SetNote notes how far the request has come, for another process that has to serve

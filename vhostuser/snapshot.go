@@ -121,7 +121,7 @@ func (d *Device) restoreVring(i int, s *session.Vring) error {
 			return fmt.Errorf("runs without memory or kick: %w", session.ErrState)
 		}
 		// If the table knows of no such start, the process ended before it.
-		d.used = true
+		d.used, v.adopt = true, false
 		_, err := d.prepare(v, s.Ring)
 		return err
 	case s.Generation != 0 && f.Generation() == s.Generation && d.table != nil:
@@ -150,7 +150,7 @@ func (d *Device) resumeLocked(v *vring, s *session.Vring) error {
 	if err != nil {
 		return err
 	}
-	v.queue, v.place, v.replay = q, s.Ring, nil
+	v.queue, v.place, v.replay, v.setUp = q, s.Ring, nil, true
 	for _, h := range s.Stopped.InFlight {
 		v.replay = append(v.replay, virtqueue.Replay{Head: h})
 	}

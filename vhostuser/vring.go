@@ -53,6 +53,8 @@ type vring struct {
 	inflight *virtqueue.Inflight
 	adopt    bool
 
+	setUp bool // it was started since the last reset; guarded by Device.mu
+
 	// halt asks the goroutine to end; it looks once a request. Written under mu.
 	halt atomic.Uint32
 
@@ -60,6 +62,7 @@ type vring struct {
 	queue       *virtqueue.Queue   // publishing also needs mu; nil when idle
 	replay      []virtqueue.Replay // heads in flight that another process popped
 	oneByOne    bool               // one of replay may be what ended that process
+	trial       *sync.Mutex        // held while one of those runs; the Device's, above mu
 	signalFirst bool               // the driver may not have been told of what was published
 	current     *Request
 	staged      []virtqueue.Used
@@ -91,8 +94,8 @@ const (
 	haltFault // guest memory is gone
 )
 
-func newVring(index int, h Handler, o *Options, c *counters, onFault func()) *vring {
-	v := &vring{index: index, handler: h, log: o.Log.With("vring", index), stats: c, onFault: onFault}
+func newVring(index int, h Handler, o *Options, c *counters, trial *sync.Mutex, onFault func()) *vring {
+	v := &vring{index: index, handler: h, log: o.Log.With("vring", index), stats: c, trial: trial, onFault: onFault}
 	v.poller.time = o.Poll
 	v.changed.L = &v.mu
 	v.current = &Request{vring: v}
@@ -199,29 +202,67 @@ func (v *vring) serveAgain() error {
 	}
 	for len(v.replay) > 0 && v.halt.Load() == haltNo {
 		p := v.replay[0]
-		v.replay = v.replay[1:]
-		if v.oneByOne && v.inflight != nil {
-			v.inflight.Release(p.Head)
+		serve := v.serveReplay
+		if v.oneByOne && !p.Refuse {
+			serve = v.try
 		}
-		if err := v.queue.Replay(p.Head, &v.current.chain); err != nil {
+		if err := serve(p); err != nil {
 			return err
 		}
-		v.current.rerun = true
-		if p.Refuse {
-			v.refuse()
-		} else {
-			v.serveOne()
-		}
-		v.current.rerun = false // another one, if that waits
-		if v.oneByOne {
+		if len(v.staged) == cap(v.staged) || v.stagedBytes >= batchBytes {
 			v.publish()
-			for v.queue.InFlight(p.Head) && v.halt.Load() == haltNo {
-				time.Sleep(time.Millisecond) // seldom, and never for long
-			}
 		}
 	}
 	v.oneByOne = v.oneByOne && len(v.replay) > 0
 	v.publish()
+	return nil
+}
+
+// serveReplay serves p, the first of v.replay, or refuses it.
+func (v *vring) serveReplay(p virtqueue.Replay) error {
+	v.replay = v.replay[1:]
+	if err := v.queue.Replay(p.Head, &v.current.chain); err != nil {
+		return err
+	}
+	v.current.rerun = true
+	if p.Refuse {
+		v.refuse()
+	} else {
+		v.serveOne()
+	}
+	v.current.rerun = false // another one, if that waits
+	return nil
+}
+
+// trialTime is how long a request that may have ended processes is alone in its
+// device. One that waits for longer than that would keep all others from running.
+const trialTime = 2 * time.Second
+
+// try serves p alone: no other request on trial runs meanwhile, on any vring, and this
+// one takes no new ones. It leaves p where it is if the vring is to halt first.
+func (v *vring) try(p virtqueue.Replay) error {
+	for !v.trial.TryLock() {
+		if v.halt.Load() != haltNo {
+			return nil
+		}
+		time.Sleep(time.Millisecond) // seldom: processes have ended before it comes to this
+	}
+	defer v.trial.Unlock()
+	if v.halt.Load() != haltNo {
+		return nil
+	}
+	v.inflight.Try(p.Head)
+	if err := v.serveReplay(p); err != nil {
+		return err
+	}
+	v.publish()
+	for end := time.Now().Add(trialTime); v.queue.InFlight(p.Head) && v.halt.Load() == haltNo; {
+		if time.Now().After(end) {
+			v.inflight.EndTrial(p.Head)
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	return nil
 }
 
@@ -364,12 +405,16 @@ func (v *vring) publishLocked(done []virtqueue.Used) {
 // does not matter. suspect is that of virtqueue.Recover.
 func (v *vring) prepare(t *guestmem.Table, r session.Ring, cfg virtqueue.Config, suspect int) (fresh bool, err error) {
 	f := v.inflight
+	goesOn, err := v.goesOn(t, r, cfg)
+	if err != nil {
+		return true, err
+	}
 	switch {
 	case v.continues(t, r, cfg):
 		if f != nil {
 			f.SetGeneration(r.Generation)
 		}
-	case f != nil && f.Generation() != 0 && (v.adopt || f.Generation() == r.Generation):
+	case goesOn:
 		if err := v.recover(t, cfg, suspect); err != nil {
 			return true, err
 		}
@@ -387,8 +432,27 @@ func (v *vring) prepare(t *guestmem.Table, r session.Ring, cfg virtqueue.Config,
 		}
 		fresh = true
 	}
-	v.place, v.broken, v.adopt = r, false, false
+	v.place, v.broken, v.adopt, v.setUp = r, false, false, true
 	return fresh, nil
+}
+
+// goesOn reports whether a start at r goes on from the table.
+func (v *vring) goesOn(t *guestmem.Table, r session.Ring, cfg virtqueue.Config) (bool, error) {
+	f := v.inflight
+	switch {
+	case f == nil || f.Generation() == 0:
+		return false, nil
+	case f.Generation() == r.Generation && !v.adopt:
+		return true, nil
+	case !v.adopt:
+		return false, nil
+	}
+	// Nobody was there to hear of a driver that has begun anew since.
+	fits, err := f.Fits(t, cfg)
+	if err == nil && !fits {
+		v.log.Warn("rings are not as the requests in flight were left: these are forgotten")
+	}
+	return fits, err
 }
 
 // recover sets the vring up from its part of the table.

@@ -43,6 +43,7 @@ func (v *vring) letWait(r *Request) {
 	if v.current == nil {
 		v.current = &Request{vring: v}
 	}
+	v.current.rerun = false
 	r.detach(table, e)
 	v.stats.waiting.Add(1)
 	e.waiting.Add(1) // while the vring runs its epoch is not over, so nobody waits yet

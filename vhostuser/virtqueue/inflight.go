@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/rafsd/rafsd/vhostuser/guestmem"
 )
 
 // The table of requests in flight lies in memory that outlives the process, so
@@ -27,7 +29,7 @@ import (
 //	  1088 size entries of 256 bytes, by head
 //	     0  u64 seq     position at which it was taken
 //	     8  u32 state   1 = in flight
-//	     12 u32 marks: 8 bits each of attempts, held, phase, and which note is good
+//	     12 u32 marks: 8 bits each of attempts, trial, phase, and which note is good
 //	     16, 128: two notes: i32 errno, 104 bytes
 //
 // The order of the stores is the algorithm: Pop writes seq, then state, then
@@ -180,10 +182,21 @@ type inflightNote struct {
 // Shifts of the parts of inflightHead.marks.
 const (
 	shiftAttempts = 0
-	shiftHeld     = 8
+	shiftTrial    = 8
 	shiftPhase    = 16
 	shiftNote     = 24
 )
+
+// Values of the trial mark: how a request stands that may have ended processes.
+const (
+	trialNone = iota // it runs beside others, or it is on trial
+	trialHeld        // it has not been run in this process: what ends that is not its fault
+	trialOver        // it was on trial for some time, and waits beside others now
+)
+
+// maxOverDeaths is how many ends of a process a request may be in flight in whose
+// trials have shown nothing.
+const maxOverDeaths = 10
 
 // Inflight is a queue's part of a table. While a Queue uses it, it is written by
 // the same goroutines as the Queue.
@@ -284,12 +297,23 @@ func (f *Inflight) Note(h uint16) (phase uint8, errno int32, note []byte) {
 // NoteSize bytes: it is written beside the old one, and becomes good with the phase.
 func (f *Inflight) SetNote(h uint16, phase uint8, errno int32, note []byte) {
 	e := &f.heads[h]
-	marks := atomic.LoadUint32(&e.marks)
-	other := marks>>shiftNote&1 ^ 1
+	other := atomic.LoadUint32(&e.marks)>>shiftNote&1 ^ 1
 	n := &e.notes[other]
 	clear(n.text[copy(n.text[:NoteSize], note):])
 	n.errno = errno
-	atomic.StoreUint32(&e.marks, marks&^(0xff<<shiftPhase|0xff<<shiftNote)|uint32(phase)<<shiftPhase|other<<shiftNote)
+	f.change(h, 0xff<<shiftPhase|0xff<<shiftNote, uint32(phase)<<shiftPhase|other<<shiftNote)
+}
+
+// change replaces the marks of head h under mask. The one who serves the request and
+// the queue's goroutine may do so at the same time.
+func (f *Inflight) change(h uint16, mask, v uint32) {
+	p := &f.heads[h].marks
+	for {
+		old := atomic.LoadUint32(p)
+		if atomic.CompareAndSwapUint32(p, old, old&^mask|v) {
+			return
+		}
+	}
 }
 
 // Replay is a request that was in flight when a process ended.
@@ -302,9 +326,23 @@ type Replay struct {
 // Recovered is what a queue has to do before it goes on.
 type Recovered struct {
 	Replays []Replay // in the order in which they were taken
-	// OneByOne says that one of them may be what ends processes: each is run alone,
-	// between Release and its Publish.
+	// OneByOne says that one of them may be what ends processes: each is put on
+	// trial (Try), alone in its device, until it is published or EndTrial.
 	OneByOne bool
+}
+
+// Fits reports whether the used ring stands where f says that it was left. A driver
+// that has begun anew meanwhile has another one, even if its place is the same.
+func (f *Inflight) Fits(t *guestmem.Table, cfg Config) (bool, error) {
+	q, err := setUp(t, cfg)
+	if err != nil {
+		return false, err
+	}
+	used, h := q.RingUsed(), f.head
+	if n := h.n; n > 0 && n <= walEntries {
+		return used == uint16(h.used0) || used == uint16(h.used0)+uint16(n), nil
+	}
+	return used == uint16(h.used), nil
 }
 
 // recover brings the part and the used ring of q to where nothing is under way, and
@@ -367,24 +405,30 @@ func (f *Inflight) suspect(r *Recovered, limit int) {
 	if limit <= 0 {
 		// What was held waits on; whoever did not crash us now may still be it.
 		for _, p := range r.Replays {
-			r.OneByOne = r.OneByOne || f.mark(p.Head, shiftHeld) != 0
+			r.OneByOne = r.OneByOne || f.mark(p.Head, shiftTrial) != trialNone
 		}
-		return
 	}
 	for i := range r.Replays {
+		if limit <= 0 {
+			break
+		}
 		p := &r.Replays[i]
-		if f.mark(p.Head, shiftHeld) == 0 {
+		trial := f.mark(p.Head, shiftTrial)
+		if trial != trialHeld {
 			f.setMark(p.Head, shiftAttempts, min(f.mark(p.Head, shiftAttempts)+1, 0xff))
 		}
 		n := int(f.mark(p.Head, shiftAttempts))
 		p.Refuse = n >= limit
+		if trial == trialOver {
+			p.Refuse = n >= max(limit, maxOverDeaths)
+		}
 		r.OneByOne = r.OneByOne || n >= limit-1
 	}
 	if !r.OneByOne {
 		return
 	}
 	for _, p := range r.Replays {
-		f.setMark(p.Head, shiftHeld, 1)
+		f.setMark(p.Head, shiftTrial, trialHeld)
 	}
 }
 
@@ -393,9 +437,12 @@ func (f *Inflight) mark(h uint16, shift int) uint32 {
 }
 
 func (f *Inflight) setMark(h uint16, shift int, v uint32) {
-	e := &f.heads[h]
-	atomic.StoreUint32(&e.marks, atomic.LoadUint32(&e.marks)&^(0xff<<shift)|v<<shift)
+	f.change(h, 0xff<<shift, v<<shift)
 }
 
-// Release says that head h is run now.
-func (f *Inflight) Release(h uint16) { f.setMark(h, shiftHeld, 0) }
+// Try says that head h is run now, alone.
+func (f *Inflight) Try(h uint16) { f.setMark(h, shiftTrial, trialNone) }
+
+// EndTrial says that head h, which was run alone for some time, waits beside others
+// from now on.
+func (f *Inflight) EndTrial(h uint16) { f.setMark(h, shiftTrial, trialOver) }

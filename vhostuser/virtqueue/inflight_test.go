@@ -275,7 +275,7 @@ recovering:
 			if p.Refuse {
 				refused = append(refused, p.Head)
 			} else {
-				f.Release(p.Head)
+				f.Try(p.Head)
 				if p.Head == poison {
 					deaths++
 					continue recovering
