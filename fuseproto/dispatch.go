@@ -145,7 +145,14 @@ func (s *Server) lookup(op *Op) error {
 	return op.entryReply(s.fs.Lookup(op, op.NodeID, name, &op.entry))
 }
 
+// forget, and batchForget, happen once: that they begin is noted first, and a request
+// that an earlier process has begun is not begun again. What that one had not come to
+// stays counted, which costs memory until the session ends; counted twice it would
+// cost the guest a file.
 func (s *Server) forget(op *Op) error {
+	if op.begun() {
+		return nil
+	}
 	if op.NodeID != RootID {
 		s.fs.Forget(op.NodeID, le.Uint64(op.body))
 	}
@@ -155,6 +162,9 @@ func (s *Server) forget(op *Op) error {
 // batchForget works on the list where it lies, one copy of one element at a
 // time: it may be as long as a request.
 func (s *Server) batchForget(op *Op) error {
+	if op.begun() {
+		return nil
+	}
 	count := uint64(le.Uint32(op.body))
 	have := uint64(op.length-inHeaderSize-batchForgetInSize) / forgetOneSize
 	at := cursor{segs: op.msg.Readable()}

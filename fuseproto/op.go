@@ -42,6 +42,7 @@ type Op struct {
 	ext    []byte // extensions of a creating request; a part of body
 
 	progress uint64
+	note     [NoteSize]byte
 
 	// The reply: header, then reply[16:16+fixed], then what out counted. The
 	// fixed part is only copied to the guest once the method has succeeded.

@@ -49,8 +49,22 @@ func (op *Op) Note() (phase uint8, errno int32, note []byte) {
 // this one ends. It does nothing where no process would.
 func (op *Op) SetNote(phase uint8, errno int32, note []byte) {
 	if r, ok := op.msg.(Rerunner); ok {
-		r.SetNote(phase, errno, note)
+		r.SetNote(phase, errno, op.note[:copy(op.note[:], note)]) // of op: what goes to an interface is heap memory
 	}
+}
+
+// begun notes that a request which is to happen once begins, and tells whether an
+// earlier process has begun it.
+func (op *Op) begun() bool {
+	r, ok := op.msg.(Rerunner)
+	if !ok {
+		return false
+	}
+	if phase, _, _ := r.Note(); phase == PhaseResult && r.Rerun() {
+		return true
+	}
+	r.SetNote(PhaseResult, 0, nil)
+	return false
 }
 
 // Restorer is a FileSystem that can go on with a session of an earlier process.

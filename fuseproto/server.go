@@ -298,6 +298,7 @@ func (s *Server) reply(op *Op, err error) uint32 {
 func (s *Server) undeliverable(op *Op, err error) error {
 	sh := &s.shards[op.shard]
 	sh.dropped.Add(1)
+	op.SetNote(PhaseNone, 0, nil) // the references are nobody's, also in another process
 	if err == nil && op.def.entry && op.entry.Node != 0 {
 		s.fs.Forget(op.entry.Node, 1)
 	}

@@ -99,37 +99,61 @@ func (fs *FS) done(m *making, remove int, out *fuseproto.Entry) error {
 
 // Mknod implements fuseproto.FileSystem.
 func (fs *FS) Mknod(op *fuseproto.Op, dir uint64, in *fuseproto.MknodIn, name []byte, out *fuseproto.Entry) error {
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.madeBefore(&r, err, out)
+	}
 	var m making
 	if err := fs.make(op, dir, name, in.Mode, in.Umask, &m); err != nil {
 		return err
 	}
 	defer m.h.release()
+	r.making()
 	err := fs.asGuest(op, &m.ext, true, func() error {
 		return mknodat(m.h.fd, &m.name, m.mode, decodeDev(in.Rdev))
 	})
-	if err != nil {
-		return err
+	typ := m.mode & unix.S_IFMT
+	if typ == 0 {
+		typ = unix.S_IFREG
 	}
-	return fs.done(&m, 0, out)
+	if err == unix.EEXIST && fs.isOurs(&r, &m, typ, decodeDev(in.Rdev), nil) {
+		err = nil
+	}
+	if err == nil {
+		err = fs.done(&m, 0, out)
+	}
+	return r.result(err, out.Node, 0)
 }
 
 // Mkdir implements fuseproto.FileSystem.
 func (fs *FS) Mkdir(op *fuseproto.Op, dir uint64, in *fuseproto.MkdirIn, name []byte, out *fuseproto.Entry) error {
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.madeBefore(&r, err, out)
+	}
 	var m making
 	if err := fs.make(op, dir, name, in.Mode&0o7777, in.Umask, &m); err != nil {
 		return err
 	}
 	defer m.h.release()
+	r.making()
 	err := fs.asGuest(op, &m.ext, true, func() error { return mkdirat(m.h.fd, &m.name, m.mode) })
-	if err != nil {
-		return err
+	if err == unix.EEXIST && fs.isOurs(&r, &m, unix.S_IFDIR, 0, nil) {
+		err = nil
 	}
-	return fs.done(&m, unix.AT_REMOVEDIR, out)
+	if err == nil {
+		err = fs.done(&m, unix.AT_REMOVEDIR, out)
+	}
+	return r.result(err, out.Node, 0)
 }
 
 // Symlink implements fuseproto.FileSystem. The target means something to the guest
 // alone; the host's side never follows it.
 func (fs *FS) Symlink(op *fuseproto.Op, dir uint64, name, target []byte, out *fuseproto.Entry) error {
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.madeBefore(&r, err, out)
+	}
 	var m making
 	if err := fs.make(op, dir, name, 0, 0, &m); err != nil {
 		return err
@@ -142,17 +166,25 @@ func (fs *FS) Symlink(op *fuseproto.Op, dir uint64, name, target []byte, out *fu
 	}
 	n := copy(buf.b, target)
 	buf.b[n] = 0
+	r.making()
 	err := fs.asGuest(op, &m.ext, true, func() error { return symlinkat(buf.b[:n+1], m.h.fd, &m.name) })
-	if err != nil {
-		return err
+	if err == unix.EEXIST && fs.isOurs(&r, &m, unix.S_IFLNK, 0, target) {
+		err = nil
 	}
-	return fs.done(&m, 0, out)
+	if err == nil {
+		err = fs.done(&m, 0, out)
+	}
+	return r.result(err, out.Node, 0)
 }
 
 // Create implements fuseproto.FileSystem. The file is made, never found: what is
 // there already is looked up and opened as any other, and never if it is no
 // regular file.
 func (fs *FS) Create(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, name []byte, entry *fuseproto.Entry, out *fuseproto.OpenOut) error {
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.createdBefore(&r, err, in, entry, out)
+	}
 	var m making
 	if err := fs.make(op, dir, name, in.Mode&0o7777, in.Umask, &m); err != nil {
 		return err
@@ -163,13 +195,16 @@ func (fs *FS) Create(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, name 
 	}
 	flags, f := fs.openFlags(in.Flags)
 	fd, err := -1, error(nil)
+	r.making()
 	err = fs.asGuest(op, &m.ext, true, func() (err error) {
 		fd, err = fs.withRoom(func() (int, error) {
 			return openat(m.h.fd, &m.name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, m.mode)
 		})
 		return err
 	})
-	if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
+	if err == unix.EEXIST && fs.isOurs(&r, &m, unix.S_IFREG, 0, nil) {
+		err = fs.createAgain(&m, flags, &f, entry, out)
+	} else if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
 		err = fs.createFound(op, &m, in, flags, &f, entry, out)
 	} else if err == nil {
 		if err = fs.createMade(&m, fd, &f, entry, out); err != nil {
@@ -178,10 +213,52 @@ func (fs *FS) Create(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, name 
 	}
 	if err != nil {
 		fs.files.Add(-1)
-		return err
+		return r.result(err, 0, 0)
 	}
 	out.Flags = fs.cacheFlags(in.Flags)
+	return r.result(nil, entry.Node, out.Fh)
+}
+
+// madeBefore answers a request whose work an earlier process has done.
+func (fs *FS) madeBefore(r *run, err error, out *fuseproto.Entry) error {
+	if err != nil {
+		return err
+	}
+	return fs.entryAgain(r, out)
+}
+
+// createdBefore is madeBefore for a file that was opened too.
+func (fs *FS) createdBefore(r *run, err error, in *fuseproto.CreateIn, entry *fuseproto.Entry, out *fuseproto.OpenOut) error {
+	if err := fs.madeBefore(r, err, entry); err != nil {
+		return err
+	}
+	if !fs.openedBefore(r, r.node) {
+		return unix.ESTALE // it was logged why
+	}
+	out.Fh, out.Flags = r.fh, fs.cacheFlags(in.Flags)
 	return nil
+}
+
+// createAgain opens what an earlier process has made of the request.
+func (fs *FS) createAgain(m *making, flags int, f *file, entry *fuseproto.Entry, out *fuseproto.OpenOut) error {
+	if err := fs.entry(m.s, m.d, m.h.fd, &m.name, entry); err != nil {
+		return err
+	}
+	n := m.s.nodes.get(entry.Node)
+	if n == nil {
+		return unix.ESTALE
+	}
+	fd, err := fs.openFile(n, flags)
+	if err == nil {
+		if out.Fh, err = fs.opened(m.s, n, fd, f); err != nil {
+			unix.Close(fd)
+		}
+	}
+	if err == nil {
+		return fs.finish(m, n, entry)
+	}
+	fs.forget(m.s, n.id, 1)
+	return err
 }
 
 // createMade makes entry and handle of a file that was just made, open as fd.
@@ -252,6 +329,10 @@ func (fs *FS) createFound(op *fuseproto.Op, m *making, in *fuseproto.CreateIn, f
 
 // Tmpfile implements fuseproto.FileSystem.
 func (fs *FS) Tmpfile(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, entry *fuseproto.Entry, out *fuseproto.OpenOut) error {
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.createdBefore(&r, err, in, entry, out)
+	}
 	var m making
 	if err := fs.make(op, dir, nil, in.Mode&0o7777, in.Umask, &m); err != nil {
 		return err
@@ -276,16 +357,20 @@ func (fs *FS) Tmpfile(op *fuseproto.Op, dir uint64, in *fuseproto.CreateIn, entr
 	}
 	if err != nil {
 		fs.files.Add(-1)
-		return err
+		return r.result(err, 0, 0)
 	}
 	out.Flags = fs.cacheFlags(in.Flags)
-	return nil
+	return r.result(nil, entry.Node, out.Fh)
 }
 
 // Link implements fuseproto.FileSystem.
 func (fs *FS) Link(op *fuseproto.Op, id, newDir uint64, newName []byte, out *fuseproto.Entry) error {
 	if fs.opts.ReadOnly {
 		return unix.EROFS
+	}
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return fs.madeBefore(&r, err, out)
 	}
 	s, n, err := fs.node(op, id)
 	if err != nil {
@@ -311,13 +396,22 @@ func (fs *FS) Link(op *fuseproto.Op, id, newDir uint64, newName []byte, out *fus
 	defer to.release()
 	// The magic link leads to the file itself, even if that is a link.
 	self.number(from.fd)
-	if err := linkat(fs.procFD, &self, to.fd, &name, unix.AT_SYMLINK_FOLLOW); err != nil {
-		return err
+	r.executing()
+	err = linkat(fs.procFD, &self, to.fd, &name, unix.AT_SYMLINK_FOLLOW)
+	if err == unix.EEXIST && r.again() {
+		var st unix.Statx_t
+		if statName(to.fd, &name, &st) == nil && n.sameFile(&st) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return r.result(err, 0, 0)
 	}
 	if p := n.place.Load(); p != nil && n.mount.parent == nil {
 		fs.seenAt(s, n, &place{d, string(name.bytes()), p.btime})
 	}
-	return fs.again(s, n, out)
+	err = fs.again(s, n, out)
+	return r.result(err, out.Node, 0)
 }
 
 // Unlink implements fuseproto.FileSystem.
@@ -334,6 +428,10 @@ func (fs *FS) remove(op *fuseproto.Op, dir uint64, name []byte, flags int) error
 	if fs.opts.ReadOnly {
 		return unix.EROFS
 	}
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return err
+	}
 	s, d, err := fs.dir(op, dir)
 	if err != nil {
 		return err
@@ -348,7 +446,12 @@ func (fs *FS) remove(op *fuseproto.Op, dir uint64, name []byte, flags int) error
 	}
 	defer h.release()
 	fs.parkVictim(s, d, h.fd, &c)
-	return unlinkat(h.fd, &c, flags)
+	r.executing()
+	err = unlinkat(h.fd, &c, flags)
+	if err == unix.ENOENT && r.again() {
+		err = nil
+	}
+	return r.result(err, 0, 0)
 }
 
 // Rename implements fuseproto.FileSystem.
@@ -358,6 +461,10 @@ func (fs *FS) Rename(op *fuseproto.Op, dir uint64, name []byte, newDir uint64, n
 	}
 	if flags&^(fuseproto.RenameNoReplace|fuseproto.RenameExchange|fuseproto.RenameWhiteout) != 0 {
 		return unix.EINVAL
+	}
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return err
 	}
 	s, d, err := fs.dir(op, dir)
 	if err != nil {
@@ -388,13 +495,23 @@ func (fs *FS) Rename(op *fuseproto.Op, dir uint64, name []byte, newDir uint64, n
 		fs.parkVictim(s, nd, nh.fd, &to)
 	}
 	rename := func() error { return renameat2(h.fd, &from, nh.fd, &to, flags) }
-	if flags&fuseproto.RenameWhiteout != 0 {
+	exchange := flags&fuseproto.RenameExchange != 0
+	if r.on && !r.again() {
+		other := uint64(0)
+		if exchange {
+			other = inodeAt(nh.fd, &to)
+		}
+		r.executing(inodeAt(h.fd, &from), other)
+	}
+	if r.renamedBefore(h.fd, &from, nh.fd, &to, exchange) {
+		err = nil
+	} else if flags&fuseproto.RenameWhiteout != 0 {
 		err = fs.asGuest(op, nil, true, rename) // a whiteout is made, and is somebody's
 	} else {
 		err = rename()
 	}
 	if err != nil {
-		return err
+		return r.result(err, 0, 0)
 	}
 	if !nd.mount.handles {
 		fs.moved(s, nd, nh.fd, &to)
@@ -402,7 +519,7 @@ func (fs *FS) Rename(op *fuseproto.Op, dir uint64, name []byte, newDir uint64, n
 			fs.moved(s, d, h.fd, &from)
 		}
 	}
-	return nil
+	return r.result(nil, 0, 0)
 }
 
 // moved tells the node that now has a name in d, if it is known by place.

@@ -130,7 +130,12 @@ func (fs *FS) Write(op *fuseproto.Op, id uint64, in *fuseproto.WriteIn, data fus
 	if done := op.Progress(); done > 0 {
 		return uint32(done), syncFD(f.d.fd, f.sync == syncData)
 	}
-	n, err := fs.write(f, in, data)
+	var n uint32
+	if f.appends && in.WriteFlags&fuseproto.WriteCache == 0 && fs.writing() {
+		n, err = fs.appendOnce(op, f, in, data)
+	} else {
+		n, err = fs.write(f, in, data)
+	}
 	if err != nil || f.sync == syncNone || n == 0 {
 		return n, err
 	}

@@ -44,6 +44,12 @@ func (fs *FS) OpenDir(op *fuseproto.Op, id uint64, in *fuseproto.OpenIn, out *fu
 	if err != nil {
 		return err
 	}
+	r := fs.run(op)
+	if fs.openedBefore(&r, id) {
+		out.Fh = r.fh
+		fs.keepListing(out)
+		return nil
+	}
 	if err := fs.openOne(); err != nil {
 		return err
 	}
@@ -58,10 +64,15 @@ func (fs *FS) OpenDir(op *fuseproto.Op, id uint64, in *fuseproto.OpenIn, out *fu
 		fs.files.Add(-1)
 		return err
 	}
+	fs.keepListing(out)
+	return r.result(nil, 0, out.Fh)
+}
+
+// keepListing says whether the guest may keep the listing.
+func (fs *FS) keepListing(out *fuseproto.OpenOut) {
 	if fs.opts.Cache == CacheAlways {
 		out.Flags = fuseproto.FOpenKeepCache | fuseproto.FOpenCacheDir
 	}
-	return nil
 }
 
 func (fs *FS) openDir(n *node, in uint32) (int, error) {

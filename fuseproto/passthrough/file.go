@@ -277,6 +277,11 @@ func (fs *FS) Open(op *fuseproto.Op, id uint64, in *fuseproto.OpenIn, out *fusep
 	if fs.opts.ReadOnly && writes(in.Flags) {
 		return unix.EROFS
 	}
+	r := fs.run(op)
+	if fs.openedBefore(&r, id) {
+		out.Fh, out.Flags = r.fh, fs.cacheFlags(in.Flags)
+		return nil
+	}
 	if err := fs.openOne(); err != nil {
 		return err
 	}
@@ -304,7 +309,7 @@ func (fs *FS) Open(op *fuseproto.Op, id uint64, in *fuseproto.OpenIn, out *fusep
 		return err
 	}
 	out.Flags = fs.cacheFlags(in.Flags)
-	return nil
+	return r.result(nil, 0, out.Fh)
 }
 
 // opened makes a handle of a regular file's descriptor.
@@ -472,6 +477,9 @@ func (fs *FS) Fallocate(op *fuseproto.Op, id uint64, in *fuseproto.FallocateIn) 
 		return err
 	}
 	defer f.d.release()
+	if fs.writing() && in.Mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
+		return fs.shiftOnce(op, f, in)
+	}
 	return again(func() error { return unix.Fallocate(f.d.fd, in.Mode, int64(in.Offset), int64(in.Length)) })
 }
 

@@ -9,6 +9,12 @@ import (
 // Lookup implements fuseproto.FileSystem. A file that is known and at hand takes
 // one system call, any other two.
 func (fs *FS) Lookup(op *fuseproto.Op, dir uint64, name []byte, out *fuseproto.Entry) error {
+	r := fs.run(op)
+	err := fs.lookup(op, dir, name, out)
+	return fs.looked(&r, out.Node, err)
+}
+
+func (fs *FS) lookup(op *fuseproto.Op, dir uint64, name []byte, out *fuseproto.Entry) error {
 	s, d, err := fs.node(op, dir)
 	if err != nil {
 		return err

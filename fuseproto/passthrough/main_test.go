@@ -118,7 +118,9 @@ func (g *guest) as(uid, gid uint32, opcode fuseproto.Opcode, node uint64, room i
 	b := fusetest.Request(opcode, g.Unique, node, parts...)
 	le.PutUint32(b[24:], uid)
 	le.PutUint32(b[28:], gid)
-	return g.Send(fusetest.NewMessage(b, 16+room), g.Unique)
+	m := fusetest.NewMessage(b, 16+room)
+	m.Slot = g.Slot
+	return g.Send(m, g.Unique)
 }
 
 // root sends a request as the guest's root.

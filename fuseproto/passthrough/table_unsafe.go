@@ -109,7 +109,6 @@ type tables struct {
 	mu        sync.Mutex // a leaf
 	freeNodes uint32     // first free slot, linked by count; guarded by mu
 	freeFiles uint32     // likewise, linked by node; guarded by mu
-	full      bool       // it was logged that there is no slot left; guarded by mu
 }
 
 // openTables finds the tables in the record, or makes them.

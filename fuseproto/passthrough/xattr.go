@@ -178,7 +178,33 @@ func (fs *FS) SetXattr(op *fuseproto.Op, id uint64, in *fuseproto.SetXattrIn, na
 		return err
 	}
 	defer h.release()
-	return fs.setXattr(&h, name, value, in.Flags, in.SetXattrFlags&setXattrKillSgid != 0)
+	kill := in.SetXattrFlags&setXattrKillSgid != 0
+	if in.Flags&unix.XATTR_CREATE == 0 {
+		return fs.setXattr(&h, name, value, in.Flags, kill)
+	}
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return err
+	}
+	r.executing()
+	err = fs.setXattr(&h, name, value, in.Flags, kill)
+	if err == unix.EEXIST && r.again() && fs.hasXattr(&h, name, value) {
+		err = nil
+	}
+	return r.result(err, 0, 0)
+}
+
+// hasXattr tells whether an attribute has that value.
+func (fs *FS) hasXattr(h *held, name, value []byte) bool {
+	buf := takeBuffer()
+	defer buf.free()
+	host, err := fs.xattrName(name, buf.b[:0:maxName+1])
+	if err != nil {
+		return false
+	}
+	now := buf.b[maxName+1:]
+	n, err := fs.getXattr(h, host, now[:xattrSizeMax])
+	return err == nil && bytes.Equal(now[:n], value)
 }
 
 func (fs *FS) setXattr(h *held, name, value []byte, flags uint32, kill bool) error {
@@ -225,13 +251,23 @@ func (fs *FS) RemoveXattr(op *fuseproto.Op, id uint64, name []byte) error {
 		return err
 	}
 	defer h.release()
+	r := fs.run(op)
+	if done, err := r.done(); done {
+		return err
+	}
+	r.executing()
 	switch {
 	case h.open:
-		return fremovexattr(h.fd, host)
+		err = fremovexattr(h.fd, host)
 	case fs.xattrs:
 		var self cname
 		self.number(h.fd)
-		return removexattrat(fs.procFD, &self, host)
+		err = removexattrat(fs.procFD, &self, host)
+	default:
+		err = unix.Removexattr(viaProc(h.fd), string(host[:len(host)-1]))
 	}
-	return unix.Removexattr(viaProc(h.fd), string(host[:len(host)-1]))
+	if err == unix.ENODATA && r.again() {
+		err = nil
+	}
+	return r.result(err, 0, 0)
 }
