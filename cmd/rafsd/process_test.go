@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 		beFaulty()
 		os.Exit(run(os.Args, os.Stdout, os.Stderr))
 	}
+	if args := os.Getenv(asLoader); args != "" {
+		os.Exit(runLoader(args))
+	}
 	code := m.Run()
 	if shippedDir != "" {
 		os.RemoveAll(shippedDir)

@@ -44,6 +44,7 @@ type programRecipe struct {
 
 var programs = map[string]programRecipe{
 	"virtiofsd":          {suite: "trixie", pkg: "virtiofsd", file: "usr/libexec/virtiofsd"},
+	"stress-ng":          {suite: "trixie", pkg: "stress-ng", file: "usr/bin/stress-ng"},
 	"vhost-device-vsock": {suite: "sid", pkg: "vhost-device-vsock", file: "usr/bin/vhost-device-vsock"},
 	"qemu": {
 		suite: defaultQEMU, pkg: "qemu-system-x86", file: "usr/bin/qemu-system-x86_64",
