@@ -55,11 +55,44 @@ func (l *boundListener) Accept() (net.Conn, error) {
 	}
 }
 
-// boundConn gives its place back when it is closed.
+// Somebody who sends a request byte by byte costs a wake-up for each, at the expense
+// of the guest. So after some reads in a row that brought next to nothing, without an
+// answer between them, the next one waits for more to come together: ever longer, up to
+// mostPatience.
+const (
+	nextToNothing = 64 // bytes
+	quickReads    = 16
+	morePatience  = 10 * time.Millisecond
+	mostPatience  = 200 * time.Millisecond
+)
+
+// boundConn gives its place back when it is closed, and is read at leisure if what
+// comes does not hurry either.
 type boundConn struct {
 	net.Conn
-	l    *boundListener
-	once sync.Once
+	l        *boundListener
+	once     sync.Once
+	dribbles atomic.Int32 // reads of next to nothing since the last answer
+}
+
+// Read implements net.Conn.
+func (c *boundConn) Read(p []byte) (int, error) {
+	if n := c.dribbles.Load(); n > quickReads {
+		time.Sleep(min(time.Duration(n-quickReads)*morePatience, mostPatience))
+	}
+	n, err := c.Conn.Read(p)
+	if n < nextToNothing {
+		c.dribbles.Add(1)
+	} else {
+		c.dribbles.Store(0)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *boundConn) Write(p []byte) (int, error) {
+	c.dribbles.Store(0)
+	return c.Conn.Write(p)
 }
 
 // NetConn returns the connection itself.
