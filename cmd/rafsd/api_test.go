@@ -461,14 +461,17 @@ func TestL31_LookedUpBefore(t *testing.T) {
 	checkFile(t, c, "/rafs/c/lowerdir", someFile(t, v))
 }
 
-// openFiles is the number of the process's descriptors.
-func (p *process) openFiles() int {
+// openFiles is the number of the daemon's descriptors, its worker's included.
+func (p *process) openFiles() (n int) {
 	p.t.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
-	if err != nil {
-		p.t.Fatal(err)
+	for _, pid := range vmm.Processes(p.cmd.Process.Pid) {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		n += len(list)
 	}
-	return len(list)
+	return n
 }
 
 // TestL32_MountsThatComeAndGo: a thousand rounds of an image and a directory, with

@@ -751,7 +751,9 @@ func TestPrivileges(t *testing.T) {
 			if _, err := c.Getattr(testContext(t), vmm.RootID); err != nil {
 				t.Fatal(err)
 			}
-			privileges(t, p.cmd.Process.Pid, tt.caps)
+			for _, pid := range vmm.Processes(p.cmd.Process.Pid) {
+				privileges(t, pid, tt.caps)
+			}
 		})
 	}
 }

@@ -448,8 +448,16 @@ func localConfig(blobs, workDir string) string {
 		`"cache":{"type":"filecache","filecache":{"work_dir":%q}},"rafs":{"enable_xattr":true}}`, blobs, workDir)
 }
 
-// rssAnon returns the anonymous memory of a process in bytes.
-func rssAnon(t testing.TB, pid int) int64 {
+// rssAnon returns the anonymous memory of a daemon, its worker included, in bytes.
+func rssAnon(t testing.TB, pid int) (n int64) {
+	t.Helper()
+	for _, pid := range vmm.Processes(pid) {
+		n += rssAnonOf(t, pid)
+	}
+	return n
+}
+
+func rssAnonOf(t testing.TB, pid int) int64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rafsd/rafsd/internal/vmm"
 )
 
 // binaries is the folder of the programs under test, built once by TestMain.
@@ -167,11 +169,15 @@ func (d *rafsd) waitFor(t *testing.T, what string, cond func() bool) {
 // openFiles is the number of the daemon's descriptors.
 func (d *rafsd) openFiles(t *testing.T) int {
 	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	n := 0
+	for _, pid := range vmm.Processes(d.cmd.Process.Pid) {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += len(entries)
 	}
-	return len(entries)
+	return n
 }
 
 // request talks to the API.

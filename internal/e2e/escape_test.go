@@ -154,7 +154,14 @@ func (s *stage) notes(t *testing.T) bool {
 // leaks fails if the daemon holds a descriptor of anything outside.
 func (s *stage) leaks(t *testing.T, d *rafsd) {
 	t.Helper()
-	dir := fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid)
+	for _, pid := range vmm.Processes(d.cmd.Process.Pid) {
+		s.leaksOf(t, pid)
+	}
+}
+
+func (s *stage) leaksOf(t *testing.T, pid int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -4,9 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -147,13 +145,5 @@ done
 // guest's, not files.
 func (d *rafsd) anonymous(t *testing.T) int {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(field(t, strings.ReplaceAll(string(text), ":\t", " "), "RssAnon"), " kB")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return int(d.rssAnon(t) >> 10)
 }

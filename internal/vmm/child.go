@@ -37,3 +37,12 @@ func Child(pid int, word string) (int, error) {
 	}
 	return 0, nil
 }
+
+// Processes returns the processes that a back-end consists of: pid, and its worker if
+// it has one.
+func Processes(pid int) []int {
+	if child, err := Child(pid, "worker"); err == nil && child != 0 {
+		return []int{pid, child}
+	}
+	return []int{pid}
+}
