@@ -24,10 +24,10 @@ type Request struct {
 
 	vring    *vring
 	chain    virtqueue.Chain
-	started  *epoch    // while it waits: what it belongs to
-	attached bool      // guest memory may be touched
-	rerun    bool      // another process had taken it
-	taken    time.Time // when, if it is timed
+	started  *epoch                   // while it waits: what it belongs to
+	attached bool                     // guest memory may be touched
+	rerun    bool                     // another process had taken it
+	taken    time.Time                // when, if it is timed
 	note     [virtqueue.NoteSize]byte // what Note returned
 	// While it waits: where the segments were, readable ones first.
 	spans    []span

@@ -24,3 +24,12 @@ func StoreFence16(p *uint16, v uint16)
 // Fence is a full barrier: all stores before it are visible before any load
 // after it is done.
 func Fence()
+
+// StoreRelease32 and StoreRelease64 are StoreRelease16 for wider words. sync/atomic
+// has stores of that size, which are full barriers too, at several times the cost.
+//
+//go:noescape
+func StoreRelease32(p *uint32, v uint32)
+
+//go:noescape
+func StoreRelease64(p *uint64, v uint64)

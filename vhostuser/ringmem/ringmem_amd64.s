@@ -30,3 +30,17 @@ TEXT ·Fence(SB), NOSPLIT, $8-0
 	LOCK
 	ADDL	$0, 0(SP)
 	RET
+
+// func StoreRelease32(p *uint32, v uint32)
+TEXT ·StoreRelease32(SB), NOSPLIT, $0-12
+	MOVQ	p+0(FP), BX
+	MOVL	v+8(FP), AX
+	MOVL	AX, (BX)
+	RET
+
+// func StoreRelease64(p *uint64, v uint64)
+TEXT ·StoreRelease64(SB), NOSPLIT, $0-16
+	MOVQ	p+0(FP), BX
+	MOVQ	v+8(FP), AX
+	MOVQ	AX, (BX)
+	RET

@@ -30,3 +30,17 @@ TEXT ·StoreFence16(SB), NOSPLIT, $0-10
 TEXT ·Fence(SB), NOSPLIT, $0-0
 	DMB	ISH
 	RET
+
+// func StoreRelease32(p *uint32, v uint32)
+TEXT ·StoreRelease32(SB), NOSPLIT, $0-12
+	MOVD	p+0(FP), R0
+	MOVWU	v+8(FP), R1
+	STLRW	R1, (R0)
+	RET
+
+// func StoreRelease64(p *uint64, v uint64)
+TEXT ·StoreRelease64(SB), NOSPLIT, $0-16
+	MOVD	p+0(FP), R0
+	MOVD	v+8(FP), R1
+	STLR	R1, (R0)
+	RET

@@ -44,6 +44,16 @@ func TestL40_StoresTouchTwoBytes(t *testing.T) {
 	ringmem.Fence()
 }
 
+// TestWiderStores: all bytes of the word, and no other.
+func TestWiderStores(t *testing.T) {
+	words := [3]uint64{1, 2, 3}
+	ringmem.StoreRelease64(&words[1], 0x8877665544332211)
+	ringmem.StoreRelease32((*uint32)(unsafe.Pointer(&words[0])), 0xfedcba98)
+	if want := [3]uint64{0xfedcba98, 0x8877665544332211, 3}; words != want {
+		t.Errorf("%#x, want %#x", words, want)
+	}
+}
+
 // TestFaultIsAPanic: assembly that touches a page whose file was truncated must
 // panic like Go code does, not end the process.
 func TestFaultIsAPanic(t *testing.T) {
@@ -69,6 +79,8 @@ func TestFaultIsAPanic(t *testing.T) {
 		"LoadAcquire16":  func() { ringmem.LoadAcquire16(p) },
 		"StoreRelease16": func() { ringmem.StoreRelease16(p, 1) },
 		"StoreFence16":   func() { ringmem.StoreFence16(p, 1) },
+		"StoreRelease32": func() { ringmem.StoreRelease32((*uint32)(unsafe.Pointer(p)), 1) },
+		"StoreRelease64": func() { ringmem.StoreRelease64((*uint64)(unsafe.Pointer(p)), 1) },
 	}
 	for name, access := range accesses {
 		t.Run(name, func(t *testing.T) {

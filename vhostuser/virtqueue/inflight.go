@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
+	"github.com/rafsd/rafsd/vhostuser/ringmem"
 )
 
 // The table of requests in flight lies in memory that outlives the process, so
@@ -37,6 +38,10 @@ import (
 // the used ring, then used, then n = 0. Whatever prefix of that was done, recover
 // finds every request that was taken and not shown to the driver, and none that
 // was. A head that the driver has offered again meanwhile has another seq.
+//
+// A store that the algorithm rests on is an aligned release: it is there wholly or not
+// at all, and what precedes it is there before it. Full barriers are not needed, since
+// nobody reads the table while the process lives.
 //
 // Only we write to it, but whoever holds the memory between two processes may not
 // be us: nothing in it is trusted to be in range.
@@ -237,9 +242,9 @@ func (f *Inflight) Clear() {
 func (f *Inflight) begin(generation, popped, used uint64) {
 	f.Clear()
 	f.step()
-	atomic.StoreUint64(&f.head.popped, popped)
+	ringmem.StoreRelease64(&f.head.popped, popped)
 	f.step()
-	atomic.StoreUint64(&f.head.used, used)
+	ringmem.StoreRelease64(&f.head.used, used)
 	f.step()
 	f.SetGeneration(generation)
 }
@@ -248,13 +253,13 @@ func (f *Inflight) begin(generation, popped, used uint64) {
 func (f *Inflight) pop(h uint16, seq uint64) {
 	e := &f.heads[h]
 	f.step()
-	atomic.StoreUint64(&e.seq, seq)
+	e.seq = seq
 	f.step()
-	atomic.StoreUint32(&e.marks, 0)
+	e.marks = 0
 	f.step()
-	atomic.StoreUint32(&e.state, 1)
+	ringmem.StoreRelease32(&e.state, 1)
 	f.step()
-	atomic.StoreUint64(&f.head.popped, seq+1)
+	ringmem.StoreRelease64(&f.head.popped, seq+1)
 	f.step()
 }
 
@@ -268,10 +273,10 @@ func (f *Inflight) publishing(done []Used) {
 	}
 	q.used0 = q.used
 	f.step()
-	atomic.StoreUint32(&q.n, uint32(len(done)))
+	ringmem.StoreRelease32(&q.n, uint32(len(done)))
 	for _, u := range done {
 		f.step()
-		atomic.StoreUint32(&f.heads[u.Head].state, 0)
+		ringmem.StoreRelease32(&f.heads[u.Head].state, 0)
 	}
 	f.step()
 }
@@ -279,9 +284,9 @@ func (f *Inflight) publishing(done []Used) {
 // published notes that the driver can see what publishing noted.
 func (f *Inflight) published(used uint64) {
 	f.step()
-	atomic.StoreUint64(&f.head.used, used)
+	ringmem.StoreRelease64(&f.head.used, used)
 	f.step()
-	atomic.StoreUint32(&f.head.n, 0)
+	ringmem.StoreRelease32(&f.head.n, 0)
 	f.step()
 }
 
@@ -299,8 +304,13 @@ func (f *Inflight) SetNote(h uint16, phase uint8, errno int32, note []byte) {
 	e := &f.heads[h]
 	other := atomic.LoadUint32(&e.marks)>>shiftNote&1 ^ 1
 	n := &e.notes[other]
-	clear(n.text[copy(n.text[:NoteSize], note):])
+	f.step()
+	had := copy(n.text[:NoteSize], note)
+	f.step()
+	clear(n.text[had:])
+	f.step()
 	n.errno = errno
+	f.step()
 	f.change(h, 0xff<<shiftPhase|0xff<<shiftNote, uint32(phase)<<shiftPhase|other<<shiftNote)
 }
 

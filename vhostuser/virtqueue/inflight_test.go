@@ -211,6 +211,95 @@ func TestTransportL51_CrashBetweenAnyTwoStores(t *testing.T) {
 	t.Logf("%d moments", checked)
 }
 
+// TestTransportL51_CrashOfAStart: between any two stores of a start, the table is that
+// of the start before, as it was, or nobody's, or that of the new start, empty.
+func TestTransportL51_CrashOfAStart(t *testing.T) {
+	b, after := newBed(t), newBed(t)
+	d := vqtest.New(b.mem, 0, ringSize, 100, true)
+	mem := tableMemory()
+	f := inflight(t, mem)
+	q, err := virtqueue.NewTabled(b.table, b.config(d), 100, f, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chain virtqueue.Chain
+	for h := uint16(0); h < 8; h += 2 {
+		offer(d, h)
+	}
+	d.Show()
+	for range 4 {
+		if ok, err := q.Pop(&chain); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	// The first life ends in the middle of a publication.
+	var middle []byte
+	f.OnStep(func() {
+		if d.UsedIndex() == 101 && middle == nil {
+			middle = slices.Clone(mem)
+		}
+	})
+	q.Publish([]virtqueue.Used{{Head: 4, Len: 1}})
+	copy(mem, middle)
+
+	fresh := vqtest.New(b.mem, 0, ringSize, 7, true)
+	seen := make(map[uint64]int)
+	look := func() {
+		now := inflight(t, slices.Clone(mem))
+		seen[now.Generation()]++
+		copy(after.mem, b.mem[:vqtest.Bytes(ringSize)])
+		switch now.Generation() {
+		case 0:
+		case 1:
+			if _, r, err := virtqueue.Recover(after.table, after.config(d), now, 0); err != nil || len(r.Replays) != 3 {
+				t.Errorf("of the start before: %v, %v, want 3 in flight", r, err)
+			}
+		case 2:
+			q, r, err := virtqueue.Recover(after.table, after.config(fresh), now, 0)
+			if err != nil || len(r.Replays) != 0 || q.Base() != 7 || q.NextUsed() != 7 {
+				t.Errorf("of the new start: %v, %v, base %d", r, err, q.Base())
+			}
+		default:
+			t.Errorf("generation %d", now.Generation())
+		}
+	}
+	f.OnStep(look)
+	look()
+	if _, err := virtqueue.NewTabled(b.table, b.config(fresh), 7, f, 2); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if seen[0] < 6 || seen[1] == 0 || seen[2] == 0 {
+		t.Errorf("moments by generation: %v", seen)
+	}
+}
+
+// TestTransportL51_CrashOfANote: a note is there wholly or not at all.
+func TestTransportL51_CrashOfANote(t *testing.T) {
+	mem := tableMemory()
+	f := inflight(t, mem)
+	type note struct {
+		phase uint8
+		errno int32
+		text  string
+	}
+	notes := []note{{1, 0, "what was, before"}, {2, 17, "the result"}, {2, -3, ""}, {1, 5, string(bytes.Repeat([]byte("x"), virtqueue.NoteSize))}}
+	had := note{}
+	for _, n := range notes {
+		look := func() {
+			phase, errno, text := inflight(t, slices.Clone(mem)).Note(3)
+			got := note{phase, errno, string(bytes.TrimRight(text, "\x00"))}
+			if got != had && got != n {
+				t.Errorf("%+v, want %+v or %+v", got, had, n)
+			}
+		}
+		f.OnStep(look)
+		f.SetNote(3, n.phase, n.errno, []byte(n.text))
+		had = n
+		look()
+	}
+}
+
 // TestInflightStartsAnew: L23, what an earlier start left is not answered.
 func TestInflightStartsAnew(t *testing.T) {
 	b := newBed(t)
@@ -400,4 +489,45 @@ func FuzzInflight(f *testing.F) {
 			q.Publish([]virtqueue.Used{{Head: chain.Head}})
 		}
 	})
+}
+
+// BenchmarkTable takes chains and shows them again, so many at a time, without
+// and with a table.
+func BenchmarkTable(b *testing.B) {
+	for _, batch := range []int{1, 8} {
+		for _, table := range []bool{false, true} {
+			b.Run(fmt.Sprintf("batch=%d/table=%v", batch, table), func(b *testing.B) {
+				bed := newBed(b)
+				d, q := bed.queue(b, ringSize, 0, true)
+				if table {
+					var err error
+					if q, err = virtqueue.NewTabled(bed.table, bed.config(d), 0, inflight(b, tableMemory()), 1); err != nil {
+						b.Fatal(err)
+					}
+				}
+				var chain virtqueue.Chain
+				done := make([]virtqueue.Used, 0, batch)
+				b.ReportAllocs()
+				for n := 0; n < b.N; n += batch {
+					for h := range uint16(batch) {
+						offer(d, 2*h%ringSize)
+					}
+					d.Show()
+					done = done[:0]
+					for range batch {
+						if ok, err := q.Pop(&chain); !ok || err != nil {
+							b.Fatal(ok, err)
+						}
+						done = append(done, virtqueue.Used{Head: chain.Head, Len: 1})
+					}
+					q.Publish(done)
+					for range batch {
+						if _, ok, err := d.Reap(); !ok || err != nil {
+							b.Fatal(ok, err)
+						}
+					}
+				}
+			})
+		}
+	}
 }
