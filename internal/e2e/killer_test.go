@@ -132,3 +132,22 @@ echo all is well
 	}
 	t.Logf("%d files, %d rounds in %v", files, rounds, r.Time.Round(time.Millisecond))
 }
+
+// TestWorkerKilledInSandbox: a sandbox's whole life, overlays over images that write
+// through to a folder of the host included, while the worker is killed all the time.
+func TestWorkerKilledInSandbox(t *testing.T) {
+	guests := []testguest.Config{{Kind: testguest.UML}}
+	if os.Getenv("RAFSD_LONG") == "1" {
+		guests = append(guests, testguest.Config{Kind: testguest.QEMU})
+	}
+	for _, c := range guests {
+		t.Run(c.String(), func(t *testing.T) {
+			k := kataGo
+			k.killer = &killer{most: 80 * time.Millisecond}
+			k.life(t, c)
+			if k.killer.kills < 20 {
+				t.Errorf("only %d workers were killed", k.killer.kills)
+			}
+		})
+	}
+}
