@@ -169,6 +169,54 @@ func TestTransportL49_DaemonKilledFrontEndReconnects(t *testing.T) {
 	p.stop(syscall.SIGTERM)
 }
 
+// TestTransportL49_KeeperKilledFrontEndReconnects: a keeper may be killed too, and its
+// worker with it. The next keeper learns the guest's session from the front-end, and
+// keeps it for workers of its own.
+func TestTransportL49_KeeperKilledFrontEndReconnects(t *testing.T) {
+	kills := 6
+	if os.Getenv("RAFSD_LONG") == "1" {
+		kills = 300
+	}
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	work, dir := shortDir(t), shortDir(t)
+	config := filepath.Join(work, "config.json")
+	if err := os.WriteFile(config, []byte(localConfig(v.blobs, work)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := func() *process {
+		return launch(t, options{dir: dir}, "virtiofs", "--sock", "{sock}", "--bootstrap", v.bootstrap, "--config", config)
+	}
+	p := begin()
+	ctx := t.Context()
+	vm, err := vmm.Dial(ctx, p.sock, vmm.Options{Wait: patience, Sequence: vmm.CloudHypervisor, RequestQueues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vm.Close() })
+	c, err := vm.Mount(ctx, vmm.Linux612)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := startImageLoad(ctx, c, v, "", 6)
+	for range kills {
+		time.Sleep(rand.N(30 * time.Millisecond))
+		if err := p.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-p.ended
+		p = begin()
+		if err := vm.Reconnect(ctx, p.sock); err != nil {
+			t.Fatal(err)
+		}
+		p.killWorkers(2, 20*time.Millisecond)
+	}
+	l.end(t)
+	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
+		t.Error(err)
+	}
+	p.stop(syscall.SIGTERM)
+}
+
 // faultSuffix behind the path of a copy of this program names a file that says what
 // is wrong with it.
 const faultSuffix = ".fault"
