@@ -21,6 +21,11 @@
 // vring then starts again exactly where it stopped, the waiting requests are
 // answered there; otherwise they are forgotten.
 //
+// Requests outlive the process if there is memory that does (Device.SetInflight): the
+// table in it tells the next Device what was taken and not answered, and that serves
+// it again (Request.Rerun), with what the Handler has noted. Which start of a vring
+// the table belongs to, session.Ring.Generation says. See package virtqueue.
+//
 // Ownership: Server owns the connection, a Session the received descriptors, a
 // Device what it duplicated of them and the memory table. A vring's goroutine
 // alone pops; it exists only while the vring runs. Two Servers share nothing but
@@ -29,7 +34,9 @@
 // Lock order: session.Session.mu, then Device.mu, then vring.mu. None is held
 // while a Handler serves; Reset, Snapshot and Restore of a Handler run under
 // Device.mu. A vring's goroutine and the goroutines of waiting requests take
-// vring.mu only, never Device.mu, since Device.mu is held to wait for them.
+// vring.mu only, never Device.mu, since Device.mu is held to wait for them. The
+// former hold Device.trial while they serve what may end the process; nobody waits
+// for it who is told to halt.
 //
 // Cost of a request that need not wait: no allocation, and per batch one mutex,
 // one store of used.idx and at most one system call (the signal). Falling asleep

@@ -9,6 +9,9 @@
 //	                └─▶ signal? (used_event, or avail.flags)
 //	sleep: EnableKicks (avail_event, or used.flags), then look once more
 //
+// A Queue may keep a table of what is in flight (Inflight) in memory that outlives
+// the process; Recover goes on from it.
+//
 // Concurrency: one goroutine at a time pops (Pop, EnableKicks, DisableKicks);
 // one at a time publishes, under a lock of the caller, and may do so while the
 // other pops. All other methods need both to be at rest. The two share only the
