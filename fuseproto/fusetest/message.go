@@ -72,7 +72,7 @@ func (m *Message) SetNote(phase uint8, errno int32, note []byte) {
 	if s.OnSet != nil {
 		s.OnSet(phase, false)
 	}
-	s.Phase, s.Errno, s.Text = phase, errno, append([]byte(nil), note...)
+	s.Phase, s.Errno, s.Text = phase, errno, append(s.Text[:0], note...)
 	if s.OnSet != nil {
 		s.OnSet(phase, true)
 	}

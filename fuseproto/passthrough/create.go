@@ -491,8 +491,11 @@ func (fs *FS) Rename(op *fuseproto.Op, dir uint64, name []byte, newDir uint64, n
 		return err
 	}
 	defer nh.release()
+	fs.parkMoved(s, d, h.fd, &from)
 	if flags&fuseproto.RenameExchange == 0 {
 		fs.parkVictim(s, nd, nh.fd, &to)
+	} else {
+		fs.parkMoved(s, nd, nh.fd, &to)
 	}
 	rename := func() error { return renameat2(h.fd, &from, nh.fd, &to, flags) }
 	exchange := flags&fuseproto.RenameExchange != 0

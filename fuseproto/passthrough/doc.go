@@ -37,6 +37,11 @@
 // request of an old session finds nothing. Requests that still run keep what they
 // hold to their end.
 //
+// Succession: with Options.Record, nodes, open files and locks are in the session record
+// before the guest is told of them, and FS.Restore of the next process goes on with them
+// (succession.go, table_unsafe.go); requests that run again do what they do once
+// (rerun.go).
+//
 // Ids: what creates something runs with the file system ids of the guest's caller
 // (setfsuid on a locked thread), all else with the daemon's own: the guest's kernel
 // has checked permissions. A CREATE_SUPP_GROUP is set as the thread's one
@@ -51,7 +56,7 @@
 // buffer between.
 //
 // Lock order: listing.mu (a READDIRPLUS looks up), then a keyShard, then an idShard.
-// fileShard.mu, FS.filesMu, FS.mountsMu, idleSet.mu, lockTable.mu and waitList.mu are
-// leaves. No system call is made under any but listing.mu and the close of a second
+// fileShard.mu, FS.filesMu, FS.mountsMu, idleSet.mu, lockTable.mu, waitList.mu and
+// tables.mu are leaves. No system call is made under any but listing.mu and the close of a second
 // copy under idleSet.mu and lockTable.mu.
 package passthrough

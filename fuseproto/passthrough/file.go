@@ -318,7 +318,11 @@ func (fs *FS) opened(s *session, n *node, fd int, proto *file) (uint64, error) {
 	if f.reads == readNowait && n.mount.quick {
 		f.reads = readPlain
 	}
-	return fs.addFile(s, n, fd, &f)
+	fh, err := fs.addFile(s, n, fd, &f)
+	if err == nil && n.flags.Load()&nodeUnlinked != 0 {
+		fs.parkHandle(s, fh)
+	}
+	return fh, err
 }
 
 // cacheFlags says what the guest may do with the pages of an open file. A file

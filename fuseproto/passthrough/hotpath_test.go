@@ -56,8 +56,15 @@ func TestHitsDoNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	g := serve(t, source(t), passthrough.Options{})
+	for _, g := range []*guest{serve(t, source(t), passthrough.Options{}), newLine(t, source(t), passthrough.Options{}).guest} {
+		noHitAllocates(t, g)
+	}
+}
+
+// noHitAllocates serves requests as those that a table in flight remembers.
+func noHitAllocates(t *testing.T, g *guest) {
 	for name, m := range hot(g) {
+		m.Slot = new(fusetest.Slot)
 		op := new(fuseproto.Op)
 		serve := func() {
 			if n, done := g.srv.Serve(op, m); !done || n < 16 {
@@ -79,9 +86,18 @@ func TestNodeSize(t *testing.T) {
 }
 
 func BenchmarkHits(b *testing.B) {
-	g := serve(b, source(b), passthrough.Options{})
+	benchmarkHits(b, serve(b, source(b), passthrough.Options{}))
+}
+
+// BenchmarkHitsOfRecord is BenchmarkHits of a session that survives the process.
+func BenchmarkHitsOfRecord(b *testing.B) {
+	benchmarkHits(b, newLine(b, source(b), passthrough.Options{}).guest)
+}
+
+func benchmarkHits(b *testing.B, g *guest) {
 	for name, m := range hot(g) {
 		b.Run(name, func(b *testing.B) {
+			m.Slot = new(fusetest.Slot)
 			op := new(fuseproto.Op)
 			b.ReportAllocs()
 			for b.Loop() {

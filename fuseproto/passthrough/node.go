@@ -33,8 +33,9 @@ type node struct {
 
 // Bits of node.flags.
 const (
-	nodeProven = 1 << iota // a descriptor was seen to have this identity
-	nodeGone               // in no table any more
+	nodeProven   = 1 << iota // a descriptor was seen to have this identity
+	nodeGone                 // in no table any more
+	nodeUnlinked             // its last name was removed, or is about to be: opened, it is parked
 
 	// nodeSlotShift and what is above: its slot in the table of the session record, 0
 	// if it has none; set before anybody else sees the node.

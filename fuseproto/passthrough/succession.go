@@ -25,8 +25,8 @@ import (
 //
 // Any other open file is opened again by the next process, with the same flags. One is
 // parked, as a duplicate of its descriptor in the record, before its last name is
-// removed, when it never had one, when its mode may forbid the next open, and before
-// its first lock: locks belong to the open file description, which the duplicate keeps.
+// removed (without handles: before any name is removed or changed), when it never had
+// one, when its mode may forbid the next open, and before its first lock: locks belong to the open file description, which the duplicate keeps.
 // Opening, reading, writing and closing a file that is not parked makes no call to the
 // record.
 //
@@ -368,6 +368,7 @@ func (fs *FS) restoreFile(s *session, i uint32, slot *fileSlot, fh uint64, fd in
 		}
 	} else {
 		slot.parked.Store(1)
+		n.flags.Or(nodeUnlinked)
 	}
 	f.d = newDescriptor(fd)
 	s.files[fh%fileShards].files[fh] = f
@@ -491,26 +492,47 @@ func (fs *FS) parkNode(n *node) {
 }
 
 // parkVictim parks the open files of what has a name in d that is about to be removed,
-// if it is the last name.
+// if it is the last name, or might be the one that the file is known by.
 func (fs *FS) parkVictim(s *session, d *node, dirFD int, name *cname) {
-	if !fs.writing() || fs.files.Load() == 0 {
+	if !fs.writing() {
 		return
 	}
 	var st unix.Statx_t
-	if statName(dirFD, name, &st) != nil || st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if statName(dirFD, name, &st) != nil {
 		return
 	}
+	last := st.Nlink <= 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if last || !d.mount.handles {
+		fs.parkFound(s, d, &st, last)
+	}
+}
+
+// parkMoved parks the open files of what has a name in d and is about to get another,
+// if that is what they are known by.
+func (fs *FS) parkMoved(s *session, d *node, dirFD int, name *cname) {
+	var st unix.Statx_t
+	if fs.writing() && !d.mount.handles && statName(dirFD, name, &st) == nil {
+		fs.parkFound(s, d, &st, false)
+	}
+}
+
+// parkFound parks the open files of what st describes; with last, those too that are
+// opened from now on.
+func (fs *FS) parkFound(s *session, d *node, st *unix.Statx_t, last bool) {
 	var found []*node
-	h := s.nodes.hash(d.mount, devOf(&st), st.Ino)
+	h := s.nodes.hash(d.mount, devOf(st), st.Ino)
 	sh := &s.nodes.byKey[h%nodeShards]
 	sh.mu.Lock()
 	for n := sh.nodes[h]; n != nil; n = n.next {
-		if n.mount == d.mount && n.sameFile(&st) {
+		if n.mount == d.mount && n.sameFile(st) {
 			found = append(found, n)
 		}
 	}
 	sh.mu.Unlock()
 	for _, n := range found {
+		if last {
+			n.flags.Or(nodeUnlinked) // first: who opens it from now on parks it himself
+		}
 		fs.parkNode(n)
 	}
 }

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -178,7 +181,7 @@ func TestFilesGoOn(t *testing.T) {
 		l.write(removed.Node, rfh, 0, "no name")
 		over, ofh := l.create(1, "over", unix.O_RDWR, 0o100600)
 		l.write(over.Node, ofh, 0, "renamed over")
-		l.create(1, "other", unix.O_RDWR, 0o100600)
+		other, otherFH := l.create(1, "other", unix.O_RDWR, 0o100600)
 		l.ok(l.root(fuseproto.OpUnlink, 1, 0, "removed"))
 		l.ok(l.root(fuseproto.OpRename, 1, 0, uint64(1), "other", "over"))
 		r := l.root(fuseproto.OpTmpfile, 1, 144, uint32(unix.O_RDWR), uint32(0o100600), uint32(0), uint32(0), "/")
@@ -241,6 +244,7 @@ func TestFilesGoOn(t *testing.T) {
 		}
 		l.release(removed.Node, rfh)
 		l.release(over.Node, ofh)
+		l.release(other.Node, otherFH)
 		if tfh != 0 {
 			l.release(tmp.Node, tfh)
 		}
@@ -386,6 +390,23 @@ func TestTable(t *testing.T) {
 	if used := le.Uint32(mem[24:]); used > 4 {
 		t.Errorf("%d slots were used for one node", used)
 	}
+	// The form of the table is what the next release reads.
+	e := l.look("f")
+	st := l.stat("f")
+	slot := mem[128:]
+	if string(mem[:4]) != "TFPR" || le.Uint64(mem[8:]) != e.Node {
+		t.Errorf("header %x, want the magic and the last node %d", mem[:32], e.Node)
+	}
+	found := false
+	for ; len(slot) >= 128; slot = slot[128:] {
+		if le.Uint64(slot) == e.Node {
+			found = le.Uint64(slot[8:]) == 1 && le.Uint64(slot[16:]) == st.Dev && le.Uint64(slot[24:]) == st.Ino &&
+				le.Uint32(slot[44:]) == 0 && le.Uint16(slot[52:]) == unix.S_IFREG
+		}
+	}
+	if !found {
+		t.Errorf("node %d is not in its slot as it was", e.Node)
+	}
 	le.PutUint32(mem[4:], 2)
 	root, err := hostfs.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -396,4 +417,114 @@ func TestTable(t *testing.T) {
 		t.Errorf("New on a table of version 2: %v", err)
 	}
 	le.PutUint32(mem[4:], 1)
+}
+
+// TestTableUnderLoad: after any amount of requests at the same time the table holds what
+// the process knows.
+func TestTableUnderLoad(t *testing.T) {
+	handleModes(t, func(t *testing.T, o passthrough.Options) {
+		o.PosixLocks = true
+		l := newLine(t, source(t), o)
+		for round := range 3 {
+			var wg sync.WaitGroup
+			var names sync.RWMutex
+			for w := range 8 {
+				wg.Go(func() { l.work(uint64(round*8+w), w, &names) })
+			}
+			wg.Wait()
+			type known struct{ node, refs uint64 }
+			list := func() (all []known) {
+				for id := uint64(2); id < 40000; id++ {
+					if n := l.fs.Known(id); n > 0 {
+						all = append(all, known{id, n})
+					}
+				}
+				return all
+			}
+			before, stats := list(), l.fs.Stats()
+			l.next()
+			after := list()
+			if !slices.Equal(before, after) || len(before) == 0 {
+				t.Fatalf("round %d: %d nodes before, %d after", round, len(before), len(after))
+			}
+			if s := l.fs.Stats(); s.OpenFiles != stats.OpenFiles || s.Nodes != stats.Nodes {
+				t.Errorf("round %d: %+v, was %+v", round, s, stats)
+			}
+		}
+		if strings.Contains(l.log.String(), "ERROR") {
+			t.Error(l.log.String())
+		}
+	})
+}
+
+// work is what one of several guests' tasks does: it makes, looks up, moves, removes,
+// locks and forgets, and leaves some of it. names is held as a guest's kernel holds a
+// directory.
+func (l *line) work(seed uint64, w int, names *sync.RWMutex) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	g := &guest{newClient(l.t, l.srv), l.t, l.fs, l.dir, l.srv}
+	type open struct{ node, fh uint64 }
+	var files []open
+	for range 120 {
+		name := fmt.Sprint("n", rng.IntN(60))
+		what := rng.IntN(8)
+		if what < 3 {
+			names.Lock()
+		} else {
+			names.RLock()
+		}
+		switch what {
+		case 0:
+			r := g.root(fuseproto.OpCreate, 1, 144, uint32(unix.O_RDWR), uint32(0o100600), uint32(0), uint32(0), name)
+			if r.Errno == 0 {
+				files = append(files, open{le.Uint64(r.Body), le.Uint64(r.Body[128:])})
+			}
+		case 1:
+			g.root(fuseproto.OpUnlink, 1, 0, name)
+		case 2:
+			g.root(fuseproto.OpRename, 1, 0, uint64(1), name, fmt.Sprint("n", rng.IntN(60)))
+		case 3:
+			g.list(1, 4096, true)
+		case 4:
+			if len(files) > 0 {
+				f := files[rng.IntN(len(files))]
+				g.lock(f.node, f.fh, uint64(w), unix.F_RDLCK, 0, 10)
+			}
+		case 5:
+			if len(files) > 2 {
+				g.root(fuseproto.OpRelease, files[0].node, 0, releaseBody(files[0].fh))
+				files = files[1:]
+			}
+		default:
+			if e, r := g.Lookup(1, name); r.Errno == 0 && rng.IntN(3) == 0 {
+				g.forget(e.Node, 1)
+			}
+		}
+		if what < 3 {
+			names.Unlock()
+		} else {
+			names.RUnlock()
+		}
+	}
+}
+
+// BenchmarkRestore is the time until a session of 100,000 files, a thousand of them open,
+// goes on.
+func BenchmarkRestore(b *testing.B) {
+	l := newLine(b, source(b), passthrough.Options{})
+	for i := range 100_000 {
+		name := fmt.Sprint("f", i)
+		if i%100 == 0 {
+			l.create(1, name, unix.O_RDWR, 0o100600)
+		} else {
+			l.ok(l.root(fuseproto.OpMknod, 1, 128, uint32(0o100600), uint32(0), uint32(0), uint32(0), name))
+		}
+	}
+	for b.Loop() {
+		b.StopTimer()
+		l.kill()
+		l.ended = false
+		b.StartTimer()
+		l.begin()
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
 	"github.com/rafsd/rafsd/fuseproto/vfs"
+	"github.com/rafsd/rafsd/internal/hostfs"
 	"github.com/rafsd/rafsd/rafs"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
@@ -123,16 +124,30 @@ func (d *Daemon) reopenDirectory(m *rememberedMount) (fuseproto.FileSystem, erro
 	if m.file == nil {
 		return nil, errors.New("the directory was not kept open")
 	}
-	fd, err := unix.FcntlInt(m.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, err
+	// Its path is preferred, if it still leads there: the descriptor may be of a mount
+	// namespace that went with the earlier process, and all mounts below it too.
+	root, err := hostfs.Open(m.Source, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil || !sameFile(root, m.file) {
+		if err == nil {
+			_ = root.Close()
+		}
+		fd, err := unix.FcntlInt(m.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return nil, err
+		}
+		root = os.NewFile(uintptr(fd), m.Source)
 	}
-	root := os.NewFile(uintptr(fd), m.Source)
 	fs, err := passthrough.New(root, d.directoryOptions(m.Share))
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return fs, nil
+}
+
+func sameFile(a, b *os.File) bool {
+	x, errX := a.Stat()
+	y, errY := b.Stat()
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // lost stands in the place of a mount that could not be made again: everything is

@@ -233,7 +233,18 @@ func TestImagesGoOn(t *testing.T) {
 // node ids, directory cookies and inode numbers of images are a stable format.
 func TestGoldenNumbers(t *testing.T) {
 	for _, v := range []testimage.Version{testimage.V5, testimage.V6} {
-		img, c := sampleImage(t, testimage.Options{Version: v})
+		tree := testimage.NewTree()
+		for i := range 40 {
+			tree.File(fmt.Sprintf("/many/f%02d", i), nil)
+		}
+		tree.File("/etc/hosts", []byte("localhost"))
+		tree.FileOf("/data/big", testimage.Pattern(3<<20, 1))
+		img, err := tree.Write(t.TempDir(), testimage.Options{Version: v})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := fmt.Sprintf(`{"version":2,"backend":{"type":"localfs","localfs":{"dir":%q}},
+			"cache":{"type":"blobcache","filecache":{"work_dir":%q}},"rafs":{}}`, img.BlobDir, t.TempDir())
 		d := succeed(t, newStore(t), Options{})
 		d.guest.Init()
 		for _, at := range []string{"/one", "/deep/er/two", "/deep/three"} {
@@ -260,6 +271,51 @@ func compareGolden(t *testing.T, name, got string) {
 	}
 	if got != string(want) {
 		t.Errorf("differs from %s:\n%s", path, got)
+	}
+}
+
+// A directory of the host beside images: nodes, open files and files without a name go
+// on, and the numbers of mounts are not used again.
+func TestDirectoryGoesOn(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := succeed(t, s, Options{})
+	first.guest.Init()
+	if err := first.MountDirectory(t.Context(), "/share", dir); err != nil {
+		t.Fatal(err)
+	}
+	root, _ := first.guest.Lookup(fuseproto.RootID, "share")
+	e, r := first.guest.Lookup(root.Node, "f")
+	opened := first.guest.Call(fuseproto.OpOpen, e.Node, 16, uint32(syscall.O_RDWR), uint32(0))
+	if r.Errno != 0 || opened.Errno != 0 {
+		t.Fatal(r.Errno, opened.Errno)
+	}
+	fh := binary.LittleEndian.Uint64(opened.Body)
+	if r := first.guest.Call(fuseproto.OpUnlink, root.Node, 0, "f"); r.Errno != 0 {
+		t.Fatal(r.Errno)
+	}
+	for range 2 {
+		next := succeed(t, s, Options{})
+		r := next.guest.Call(fuseproto.OpRead, e.Node, 100, fusetest.ReadBody(fh, 0, 100))
+		if string(r.Body) != "content" {
+			t.Fatalf("%v %q; log %s", r.Errno, r.Body, next.log.String())
+		}
+		if a, r := next.guest.GetAttr(e.Node); r.Errno != 0 || a.Ino != e.Attr.Ino || a.Nlink != 0 {
+			t.Errorf("%v, %+v", r.Errno, a)
+		}
+	}
+	last := succeed(t, s, Options{})
+	if err := last.Umount(t.Context(), "/share"); err != nil {
+		t.Fatal(err)
+	}
+	last.closing.Wait()
+	for _, e := range s.Entries() {
+		if strings.HasPrefix(e.Key, sharePrefix) || strings.HasPrefix(e.Key, mountPrefix) {
+			t.Errorf("%s is left in the record", e.Key)
+		}
 	}
 }
 
