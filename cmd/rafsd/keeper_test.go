@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rafsd/rafsd/internal/manifest"
+	"github.com/rafsd/rafsd/internal/testregistry"
 	"github.com/rafsd/rafsd/internal/vmm"
 	"github.com/rafsd/rafsd/shim-integration/mountapi/client"
 	"github.com/rafsd/rafsd/vhostuser/keeper"
@@ -319,4 +320,173 @@ func TestTransportL52_UpgradeUnderLoad(t *testing.T) {
 		t.Error(err)
 	}
 	p.stop(syscall.SIGTERM)
+}
+
+// TestTransportL48_KilledWhileTheVMMTalks: workers die while the front-end stops,
+// starts, pauses and resets the device: every message is answered, and what runs
+// afterwards is right.
+func TestTransportL48_KilledWhileTheVMMTalks(t *testing.T) {
+	rounds := 30
+	if os.Getenv("RAFSD_LONG") == "1" {
+		rounds = 1500
+	}
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	file := someFile(t, v)
+	for _, sequence := range []vmm.Sequence{vmm.QEMU72, vmm.QEMU11, vmm.CloudHypervisor} {
+		t.Run(sequence.String(), func(t *testing.T) {
+			p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+			p.ready()
+			p.mount("/image", v.bootstrap, localConfig(v.blobs, shortDir(t)))
+			done, killed := make(chan struct{}), make(chan int, 1)
+			go func() {
+				n, last := 0, 0
+				for {
+					select {
+					case <-done:
+						killed <- n
+						return
+					case <-time.After(rand.N(60 * time.Millisecond)):
+					}
+					if pid, err := vmm.Child(p.cmd.Process.Pid, workerWord); err == nil && pid != 0 && pid != last {
+						last = pid
+						if syscall.Kill(pid, syscall.SIGKILL) == nil {
+							n++
+						}
+					}
+				}
+			}()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*time.Second)
+			defer cancel()
+			vm, err := vmm.Dial(ctx, p.sock, vmm.Options{Wait: patience, Sequence: sequence, RequestQueues: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer vm.Close()
+			for range rounds {
+				c, err := vm.Mount(ctx, vmm.Linux612)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(tryFile(ctx, c, "/image", file), vm.Pause(), vm.Resume(), tryFile(ctx, c, "/image", file)); err != nil {
+					t.Fatal(err)
+				}
+				if err := vm.Reset(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			close(done)
+			t.Logf("%d workers killed in %d lives of a guest", <-killed, rounds)
+			if err := vm.Broken(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestPauseOfADeath measures how long a guest waits when the worker dies, with what an
+// ordinary sandbox has mounted. 300 ms is the target; ten times that fails.
+func TestPauseOfADeath(t *testing.T) {
+	const kills = 15
+	v := corpusVariant(t, "v6-dir-zstd-rootfs")
+	binary, err := shipped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := launch(t, options{binary: binary}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p.ready()
+	for _, at := range []string{"/rafs/a", "/rafs/b", "/rafs/c"} {
+		p.mount(at, v.bootstrap, localConfig(v.blobs, shortDir(t)))
+	}
+	if status, body := p.mountDir("/containers", shortDir(t)); status != 204 {
+		t.Fatal(status, body)
+	}
+	_, c := p.guest()
+	ctx := testContext(t)
+	e, err := c.Resolve(ctx, "/rafs/a"+someFile(t, v).Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pauses []time.Duration
+	worker := 0
+	for range kills {
+		worker = p.worker(worker)
+		if _, err := c.Getattr(ctx, e.NodeID); err != nil { // it serves
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		died := time.Now()
+		if err := syscall.Kill(worker, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for p.alive(worker) {
+			time.Sleep(100 * time.Microsecond)
+		}
+		if _, err := c.Getattr(ctx, e.NodeID); err != nil {
+			t.Fatal(err)
+		}
+		pauses = append(pauses, time.Since(died))
+	}
+	slices.Sort(pauses)
+	t.Logf("from death to answer: median %v, longest %v", pauses[kills/2], pauses[kills-1])
+	if longest := pauses[kills-1]; longest > 3*time.Second {
+		t.Errorf("a guest waited for %v", longest)
+	}
+	privileges := vmm.Processes(p.cmd.Process.Pid)
+	t.Logf("RssAnon: keeper %.1f MiB, worker %.1f MiB", float64(rssAnonOf(t, privileges[0]))/mib, float64(rssAnonOf(t, p.worker(worker)))/mib)
+}
+
+// alive tells whether a worker has not been waited for by its keeper.
+func (p *process) alive(worker int) bool {
+	pid, err := vmm.Child(p.cmd.Process.Pid, workerWord)
+	return err == nil && pid == worker
+}
+
+// TestTransportL50_PoisonByTheDaemon: a request that is in flight whenever a worker
+// crashes is refused in the end, and its neighbours are not.
+func TestTransportL50_PoisonByTheDaemon(t *testing.T) {
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	r := startRegistry(t, v, testregistry.Options{})
+	p := launch(t, options{crashes: true}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p.ready()
+	p.mount("/image", v.bootstrap, registryConfig(r, shortDir(t), ""))
+	p.mount("/other", v.bootstrap, localConfig(v.blobs, shortDir(t)))
+	_, c := p.guest()
+	ctx := testContext(t)
+	file := someFile(t, v)
+	e, err := c.Resolve(ctx, "/image"+file.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := c.Open(ctx, e.NodeID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Fail(testregistry.Fault{Kind: testregistry.Hang, Delay: time.Minute}) // whoever reads waits
+	read, err := c.GoRead(ctx, e.NodeID, open.Fh, 0, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	worker := 0
+	for range 3 {
+		worker = p.worker(worker)
+		waitUntil(t, "the read is being served", func() bool {
+			api, err := client.Dial(ctx, filepath.Join(p.dir, defaultTTRPC))
+			if err != nil {
+				return false
+			}
+			defer api.Close()
+			ops, err := api.Inflight(ctx)
+			return err == nil && len(ops) > 0
+		})
+		if err := syscall.Kill(worker, syscall.SIGSEGV); err != nil {
+			t.Fatal(err)
+		}
+		for p.alive(worker) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if _, err := read.Wait(ctx); !errors.Is(err, syscall.EIO) {
+		t.Errorf("the request that was there each time: %v, want EIO", err)
+	}
+	checkFile(t, c, "/other", file)
 }

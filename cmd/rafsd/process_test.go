@@ -141,6 +141,8 @@ type options struct {
 	files  []*os.File
 	stderr *os.File
 	dir    string // working directory and place of the sockets; "" = a new one
+	// crashes says that workers are made to crash.
+	crashes bool
 }
 
 // shortDir returns a new folder with a path short enough for sockets.
@@ -220,6 +222,9 @@ func launch(t testing.TB, o options, args ...string) *process {
 		}
 		if strings.Contains(text, "DATA RACE") {
 			t.Error("the daemon has a data race")
+		}
+		if o.crashes {
+			return
 		}
 		if strings.Contains(text, "panic") || strings.Contains(text, "goroutine ") {
 			t.Error("the daemon panicked")
