@@ -43,6 +43,9 @@ func FuzzSession(f *testing.F) {
 	f.Add(script(nil, wire.GetConfig, nr, 0, wire.Config{Offset: 3, Data: make([]byte, 9)}.Append(nil)))
 	f.Add(script(nil, wire.SetVringKick, nr, 0, u64(1<<8|7)))
 	f.Add(script(nil, wire.SetFeatures, v, 0, u64(1<<32)))
+	area := wire.Inflight{MmapSize: 4096, Queues: 2, QueueSize: 64}.Append(nil)
+	f.Add(script(script(start, wire.GetInflightFD, v, 0, area), wire.GetInflightFD, nr, 0, area))
+	f.Add(script(script(nil, wire.SetInflightFD, nr, 1, area), wire.SetInflightFD, nr, 1, area))
 	f.Add(script(start, wire.SetVringErr, nr, 1, wire.VringFD{Index: 0}.Append(nil)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := openFDs(t)
@@ -69,8 +72,13 @@ func play(t *testing.T, b []byte) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+	table, _, err := sealed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(table)
 	dev := newFake(t, 2)
-	ses := session.New(session.Config{Queues: 2, ConfigSpace: []byte("space"), Log: discard()}, dev)
+	ses := session.New(session.Config{Queues: 2, ConfigSpace: []byte("space"), NewInflight: sealed, Log: discard()}, dev)
 	defer ses.Close()
 	read := make(chan struct{})
 	go func() { // takes the replies, so that nobody waits for room
@@ -80,10 +88,14 @@ func play(t *testing.T, b []byte) {
 			if err != nil {
 				return
 			}
-			if m.Flags != wire.ReplyFlags || len(m.FDs) > 0 {
-				t.Errorf("reply to %v: flags %#x, %d descriptors", m.Request, m.Flags, len(m.FDs))
-				m.CloseFDs()
+			want := 0
+			if m.Request == wire.GetInflightFD {
+				want = 1
 			}
+			if m.Flags != wire.ReplyFlags || len(m.FDs) != want {
+				t.Errorf("reply to %v: flags %#x, %d descriptors", m.Request, m.Flags, len(m.FDs))
+			}
+			m.CloseFDs()
 		}
 	}()
 	go func() {
@@ -94,6 +106,9 @@ func play(t *testing.T, b []byte) {
 			fds := make([]int, n)
 			for i := range fds {
 				fds[i] = fd
+				if req == wire.SetInflightFD {
+					fds[i] = table
+				}
 			}
 			if front.Send(req, flags, b[5:5+size], fds...) != nil {
 				return
@@ -104,6 +119,19 @@ func play(t *testing.T, b []byte) {
 	_ = ses.Serve(back)
 	back.Close()
 	<-read
+}
+
+// sealed makes memory that cannot shrink.
+func sealed() (fd int, size int64, err error) {
+	size = 4096
+	fd, err = unix.MemfdCreate("table", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, 0, err
+	}
+	if err = unix.Ftruncate(fd, size); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK)
+	}
+	return fd, size, err
 }
 
 // FuzzUnmarshalState: what is taken is well-formed and comes back the same.

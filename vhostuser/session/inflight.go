@@ -19,7 +19,8 @@ func (s *Session) inflightOffered() error {
 	return nil
 }
 
-// getInflight makes the memory. It becomes the Device's when it comes back.
+// getInflight makes the memory. It becomes the Device's, and part of the state, when
+// it comes back.
 func (s *Session) getInflight(m *wire.Message) error {
 	if err := s.inflightOffered(); err != nil {
 		return err
@@ -35,8 +36,8 @@ func (s *Session) getInflight(m *wire.Message) error {
 	if err != nil {
 		return err
 	}
-	closeFD(&s.state.Inflight.FD)
-	s.state.Inflight = Inflight{FD: fd, Size: size}
+	closeFD(&s.made)
+	s.made = fd
 	s.outFDs = []int{fd}
 	s.out = wire.Inflight{MmapSize: uint64(size), Queues: in.Queues, QueueSize: in.QueueSize}.Append(s.out)
 	return nil

@@ -57,13 +57,14 @@ type Session struct {
 	state      State      // guarded by mu
 	complaints int        // guarded by mu
 	out        []byte     // guarded by mu; payload of the reply under construction
-	outFDs     []int      // guarded by mu; descriptors of that reply, the state's
+	outFDs     []int      // guarded by mu; descriptors of that reply, lent
+	made       int        // guarded by mu; what GET_INFLIGHT_FD has made last, or -1
 	starts     uint64     // of vrings; guarded by mu
 }
 
 // New returns a Session that has heard nothing yet and drives dev.
 func New(cfg Config, dev Device) *Session {
-	return &Session{cfg: cfg, dev: dev, state: NewState(cfg.Queues)}
+	return &Session{cfg: cfg, dev: dev, state: NewState(cfg.Queues), made: -1}
 }
 
 // Restore returns a Session that goes on from state, and owns it from now on. dev
@@ -72,7 +73,7 @@ func Restore(cfg Config, dev Device, state *State) (*Session, error) {
 	if len(state.Vrings) != cfg.Queues {
 		return nil, fmt.Errorf("state of %d vrings for a device of %d: %w", len(state.Vrings), cfg.Queues, ErrState)
 	}
-	s := &Session{cfg: cfg, dev: dev, state: *state}
+	s := &Session{cfg: cfg, dev: dev, state: *state, made: -1}
 	s.state.Handler = nil
 	for i := range s.state.Vrings {
 		v := &s.state.Vrings[i]
@@ -92,6 +93,7 @@ func (s *Session) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.Close()
+	closeFD(&s.made)
 }
 
 // Snapshot stops the Device and returns the state of session and device. The

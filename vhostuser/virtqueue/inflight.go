@@ -447,6 +447,7 @@ func (f *Inflight) mark(h uint16, shift int) uint32 {
 }
 
 func (f *Inflight) setMark(h uint16, shift int, v uint32) {
+	f.step()
 	f.change(h, 0xff<<shift, v<<shift)
 }
 

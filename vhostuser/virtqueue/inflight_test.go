@@ -57,7 +57,7 @@ func (c *crashes) recover(rings, mem []byte, d *vqtest.Driver, crash int) {
 			moments = append(moments, moment{slices.Clone(c.after.mem[:len(rings)]), slices.Clone(mem)})
 		})
 	}
-	q, r, err := virtqueue.Recover(c.after.table, c.after.config(driver), f, 0)
+	q, r, err := virtqueue.Recover(c.after.table, c.after.config(driver), f, c.checked%4)
 	if err != nil {
 		c.t.Fatal(err)
 	}
