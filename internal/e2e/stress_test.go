@@ -23,13 +23,24 @@ func TestMatrixStress(t *testing.T) {
 	if os.Getenv("RAFSD_MATRIX") != "1" {
 		t.Skip("long: make test-matrix")
 	}
-	for _, c := range []testguest.Config{{Kind: testguest.UML}, {Kind: testguest.QEMU}} {
-		t.Run(c.String(), func(t *testing.T) {
+	uml, qemu := testguest.Config{Kind: testguest.UML}, testguest.Config{Kind: testguest.QEMU}
+	run := func(name string, c testguest.Config, dir func(t *testing.T) string) {
+		t.Run(c.String()+"/"+name, func(t *testing.T) {
 			c := testguest.Need(t, c)
-			d := start(t, "--tag", tag, "--shared-dir", sharedDir(t))
+			d := start(t, "--tag", tag, "--shared-dir", dir(t))
 			stressInGuest(t, c, d.Socket)
 		})
 	}
+	run("disk", uml, sharedDir)
+	run("tmpfs", uml, func(t *testing.T) string {
+		dir, err := os.MkdirTemp("/dev/shm", "stress")
+		if err != nil {
+			t.Skip(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return dir
+	})
+	run("disk", qemu, sharedDir)
 }
 
 func stressInGuest(t *testing.T, c testguest.Config, socket string) {
