@@ -228,10 +228,9 @@ func (a loaderArgs) again() error {
 func (a loaderArgs) run() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	var dialer net.Dialer
 	dial := func() (net.Conn, error) {
 		for {
-			c, err := dialer.DialContext(ctx, "unix", a.API)
+			c, err := net.Dial("unix", a.API)
 			if !errors.Is(err, unix.EAGAIN) { // too many wait to be accepted
 				return c, err
 			}
@@ -284,11 +283,13 @@ func (a loaderArgs) run() error {
 		}
 		resp, err := client.Do(req)
 		if err != nil {
+			fmt.Fprintln(os.Stderr, "loader:", err)
 			failures.Add(1)
 			return
 		}
 		defer resp.Body.Close()
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusNoContent {
+		if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusNoContent {
+			fmt.Fprintf(os.Stderr, "loader: %s %s: %s %s, %v\n", method, at, resp.Status, text, err)
 			failures.Add(1)
 		}
 	}

@@ -80,7 +80,7 @@ var virtiofsOptions = concat(
 		{long: "fd", value: "N", help: "Take this inherited socket instead, listening or connected"},
 		{long: "tag", value: "TAG", help: "Tell the VMM this mount tag; only for one that asks"},
 		{long: "queues", value: "N", help: "Offer at most that many request queues [default: CPUs, at most 4; 1 with --tag]"},
-		{long: "poll", value: "auto|off|N", help: "Let a queue look for more requests before it sleeps, where that pays, never, or for N µs [default: auto]"},
+		{long: "poll", value: "auto|off|N", help: "Poll a queue before it sleeps: where that pays, never, or for N µs [default: auto]"},
 		{long: "linger", value: "TIME", help: "End so long after the VMM is gone, 0 = never [default: 10s]"},
 		{long: "first-connect", value: "TIME", help: "End if no VMM came so long, 0 = never [default: 10m]"},
 		{long: "keeper", value: "WHEN", help: "Have a process of its own outlive a crash [default: on]", choices: []string{"on", "off"}},
