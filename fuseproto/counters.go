@@ -1,10 +1,7 @@
 package fuseproto
 
 import (
-	"cmp"
-	"slices"
 	"sync/atomic"
-	"time"
 )
 
 // shardCount is how many sets of counters there are, so that queues served at
@@ -78,38 +75,4 @@ func (s *Server) Counters() Counters {
 	}
 	c.InFlight = requests - min(done, requests)
 	return c
-}
-
-// Waiting describes a request that has left its queue's goroutine.
-type Waiting struct {
-	Opcode Opcode
-	Unique uint64
-	NodeID uint64
-	PID    uint32
-	Age    time.Duration
-}
-
-// Waiting lists the requests that wait, the oldest first.
-func (s *Server) Waiting() []Waiting {
-	s.waiting.mu.Lock()
-	list := make([]Waiting, 0, len(s.waiting.ops))
-	for op := range s.waiting.ops {
-		list = append(list, Waiting{op.Opcode, op.Unique, op.NodeID, op.PID, time.Since(op.since)})
-	}
-	s.waiting.mu.Unlock()
-	slices.SortFunc(list, func(a, b Waiting) int { return cmp.Compare(b.Age, a.Age) })
-	return list
-}
-
-func (s *Server) enterWaiting(op *Op) {
-	s.waiting.mu.Lock()
-	op.since = time.Now()
-	s.waiting.ops[op] = struct{}{}
-	s.waiting.mu.Unlock()
-}
-
-func (s *Server) leaveWaiting(op *Op) {
-	s.waiting.mu.Lock()
-	delete(s.waiting.ops, op)
-	s.waiting.mu.Unlock()
 }

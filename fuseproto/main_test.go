@@ -58,8 +58,13 @@ func serverOf(t testing.TB, fs fuseproto.FileSystem, cfg fuseproto.Config) *fuse
 // guest returns a tree and a guest in a session with it.
 func guest(t testing.TB) (*fusetest.Tree, *fusetest.Client) {
 	t.Helper()
+	return guestOf(t, fuseproto.Config{})
+}
+
+func guestOf(t testing.TB, cfg fuseproto.Config) (*fusetest.Tree, *fusetest.Client) {
+	t.Helper()
 	tree := testTree()
-	c := fusetest.NewClient(t, serverOf(t, tree, fuseproto.Config{}))
+	c := fusetest.NewClient(t, serverOf(t, tree, cfg))
 	c.Init()
 	return tree, c
 }

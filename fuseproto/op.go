@@ -53,7 +53,9 @@ type Op struct {
 	attached bool
 	gone     error // of Attach: the reply cannot be delivered
 
-	since time.Time // when it began to wait
+	wait   Waiting   // what it waits for, without the age
+	since  time.Time // when it began to wait
+	tellAt time.Time // when it is next told of as slow; guarded by waiting.mu
 
 	in struct {
 		getAttr   GetAttrIn

@@ -40,6 +40,12 @@ type Config struct {
 	// Logger takes what the guest is not told; nothing is logged if nil. At debug
 	// level it gets a line for each request and each reply.
 	Logger *slog.Logger
+	// OnSlow, if set, is told of requests that have left their queue's goroutine and
+	// are older than Slow: when they become so, again each time that their age has
+	// doubled, and at their end (over). It is called by goroutines of its own, not
+	// often: suppressed is how many calls were left out since the last one.
+	OnSlow func(w Waiting, over bool, suppressed uint64)
+	Slow   time.Duration // 0 = never
 }
 
 // Server serves the FUSE session of one device from one FileSystem.
@@ -59,10 +65,7 @@ type Server struct {
 	nextShard atomic.Uint32
 	shards    [shardCount]shard
 
-	waiting struct {
-		mu  sync.Mutex
-		ops map[*Op]struct{}
-	}
+	waiting                     waiting
 	failures, panics, malformed limiter
 }
 
@@ -85,6 +88,9 @@ func NewServer(fs FileSystem, cfg Config) (*Server, error) {
 	}
 	s := &Server{fs: fs, cfg: cfg, log: cfg.Logger}
 	s.waiting.ops = make(map[*Op]struct{})
+	if cfg.OnSlow != nil {
+		s.waiting.slow, s.waiting.tell = cfg.Slow, cfg.OnSlow
+	}
 	return s, nil
 }
 

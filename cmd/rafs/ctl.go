@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -45,7 +46,7 @@ func newCtl() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVarP(&c.socket, "socket", "s", os.Getenv("RAFSD_TTRPC"), "socket of the mount API (default $RAFSD_TTRPC)")
 	cmd.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
-	cmd.AddCommand(c.mount(), c.umount(), c.remount(), c.ls(), c.info(), c.watch(), c.prefetch(), c.inflight(), c.metrics(), c.upgrade())
+	cmd.AddCommand(c.mount(), c.umount(), c.remount(), c.ls(), c.info(), c.watch(), c.prefetch(), c.inflight(), c.metrics(), c.top(), c.upgrade())
 	for _, sub := range cmd.Commands() {
 		sub.Args = argsOf(sub)
 	}
@@ -305,9 +306,11 @@ PATH is named. The command does not wait; rafs ctl watch tells when it is done.`
 
 func (c *ctl) inflight() *cobra.Command {
 	return &cobra.Command{
-		Use:     "inflight",
-		Short:   "List the guest's requests that wait for something",
-		Example: `  rafs ctl inflight`,
+		Use:   "inflight",
+		Short: "List the guest's requests that wait for something",
+		Long: `List the guest's requests that wait for something, the oldest first: the file, and the
+chunk of a blob that has to come first.`,
+		Example: `  rafs ctl inflight --json`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(cmd.Context(), func(api *client.Client) error {
@@ -317,15 +320,36 @@ func (c *ctl) inflight() *cobra.Command {
 				}
 				return c.print(cmd, &mountv1.InflightResponse{Ops: list}, func(w io.Writer) {
 					t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-					fmt.Fprintln(t, "REQUEST\tNODE\tGUEST PID\tAGE\tUNIQUE")
+					fmt.Fprintln(t, "REQUEST\tAGE\tMOUNT\tFILE\tOFFSET\tSIZE\tWAITS FOR\tGUEST PID\tUNIQUE")
 					for _, o := range list {
-						fmt.Fprintf(t, "%s\t%#x\t%d\t%v\t%d\n", o.GetOp(), o.GetNodeId(), o.GetGuestPid(), time.Duration(o.GetAgeNanos()).Round(time.Millisecond), o.GetUnique())
+						fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%d\t%s\t%d\t%d\n", o.GetOp(), time.Duration(o.GetAgeNanos()).Round(time.Millisecond),
+							orDash(o.GetMountpoint()), fileOf(o), o.GetOffset(), o.GetSize(), waitsFor(o), o.GetGuestPid(), o.GetUnique())
 					}
 					t.Flush()
 				})
 			})
 		},
 	}
+}
+
+// fileOf names the file that a request is for.
+func fileOf(o *mountv1.InflightOp) string {
+	if o.GetPath() != "" {
+		return strconv.QuoteToGraphic(o.GetPath())
+	}
+	return fmt.Sprintf("node %#x", o.GetNodeId())
+}
+
+// waitsFor names the chunk that a request waits for.
+func waitsFor(o *mountv1.InflightOp) string {
+	if o.GetBlob() == "" {
+		return "-"
+	}
+	s := fmt.Sprintf("blob %.12s chunk %d", o.GetBlob(), o.GetChunk())
+	if o.GetBlobOffset() >= 0 {
+		s += fmt.Sprintf(" at %d", o.GetBlobOffset())
+	}
+	return s
 }
 
 func (c *ctl) metrics() *cobra.Command {

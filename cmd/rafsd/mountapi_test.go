@@ -36,6 +36,10 @@ func (p *process) mountAPI() *client.Client {
 	return c
 }
 
+func mountRequest(at, bootstrap, config string) *mountv1.MountRequest {
+	return &mountv1.MountRequest{Mountpoint: at, Source: bootstrap, Config: config}
+}
+
 func TestMountAPISocket(t *testing.T) {
 	p := startAPI(t)
 	socket := filepath.Join(p.dir, "rafsd.ttrpc")

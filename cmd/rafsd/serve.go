@@ -129,6 +129,7 @@ func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) 
 		Alone: v.alone(), Directory: v.sharedDir != "", Directories: v.dirs, RefuseFlags: v.refuse,
 		Read: v.settings.Read, Cache: v.settings.Cache,
 		Log: log, Level: &v.level, Events: &v.events,
+		Slow: limit(v.settings.Log.Slow), Vrings: vhostuser.NewCounters(1 + queueCount(v)),
 	}
 	if w != nil {
 		o.PID = os.Getppid() // the keeper's
@@ -144,6 +145,7 @@ func start(v *virtiofsArgs, log *slog.Logger, socks *sockets, w *keeper.Worker) 
 		}
 	}()
 	handler, device := s.daemon.Device(v.tag, queueCount(v)), v.deviceOptions(log)
+	device.Counters = o.Vrings
 	device.OnConnect = func() {
 		s.connected.Store(true)
 		s.daemon.FrontEndConnected()

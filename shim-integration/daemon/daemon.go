@@ -23,6 +23,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/open"
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon/logsink"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // Options are what a Daemon is told once.
@@ -43,6 +44,11 @@ type Options struct {
 	Read  config.ReadSettings
 	Cache config.CacheSettings
 	Log   *slog.Logger
+	// Slow is from what age on a request that waits is logged; 0 = never.
+	Slow time.Duration
+	// Vrings, if set, are the counters of the device that serves Device's Handler,
+	// for callers to see.
+	Vrings *vhostuser.Counters
 	// Level, if set, is what Log logs at, and Events what keeps its errors.
 	Level  *slog.LevelVar
 	Events *logsink.Events
@@ -128,13 +134,15 @@ func newDaemon(o Options, open opener) (_ *Daemon, err error) {
 	}
 	defer was.close()
 	tree := vfs.New(was.state.LastID)
+	var d *Daemon
 	server, err := fuseproto.NewServer(tree, fuseproto.Config{
 		Flags: o.sessionFlags(), ZeroMessageOpen: o.Alone && !o.Directory, Logger: o.Log,
+		Slow: o.Slow, OnSlow: func(w fuseproto.Waiting, over bool, suppressed uint64) { d.logSlow(w, over, suppressed) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{
+	d = &Daemon{
 		opts: o, log: o.Log, tree: tree, server: server, open: open,
 		life:   newLifetime(o.FirstConnect, o.Linger, was.session != nil),
 		state:  StateInit,
@@ -498,6 +506,7 @@ func (d *Daemon) Close() error {
 		return nil
 	}
 	d.making.Wait()
+	d.server.Close()
 	err := d.tree.Close()
 	d.closing.Wait()
 	d.mu.Lock()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rafsd/rafsd/blobstore/backend/live"
 	"github.com/rafsd/rafsd/fuseproto"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // FSOp is an operation that an image's metrics tell apart, in nydusd's order.
@@ -51,8 +52,9 @@ type FSMetrics struct {
 	Errors     [FSOps]uint64
 	Micros     [FSOps]uint64 // time of all operations, estimated: see fsMeter
 	Latency    [FSLatencyBuckets]uint64
-	WholeHits  uint64 // reads that found all they wanted in the cache
-	Partial    uint64 // reads that had to wait for chunks
+	Spread     vhostuser.Histogram // the same times, finer
+	WholeHits  uint64              // reads that found all they wanted in the cache
+	Partial    uint64              // reads that had to wait for chunks
 }
 
 // FileMetrics are the counters of one file of a mounted image.
@@ -82,6 +84,7 @@ type fsMeter struct {
 		blocks              [live.SizeBuckets]atomic.Uint64
 		data, whole, part   atomic.Uint64
 		opens               atomic.Int64
+		spread              vhostuser.Recorder
 		_                   [64]byte
 	}
 	files *fileMeter // nil unless asked for
@@ -113,6 +116,7 @@ func (m *fsMeter) end(op *fuseproto.Op, what FSOp, node uint64, start time.Time,
 		}
 		s.nanos[what].Add(uint64(took) * weight)
 		s.latency[fsLatencyBucket(took)].Add(weight)
+		s.spread.Add(took, weight)
 	}
 	if m.files != nil {
 		m.files.count(what, node, err)
@@ -162,6 +166,8 @@ func (m *fsMeter) metrics() FSMetrics {
 		for b := range s.blocks {
 			out.BlockCount[b] += s.blocks[b].Load()
 		}
+		spread := s.spread.Read()
+		out.Spread.Add(&spread)
 		out.DataRead += s.data.Load()
 		out.WholeHits += s.whole.Load()
 		out.Partial += s.part.Load()

@@ -51,6 +51,7 @@ type image struct {
 	mounted  context.Context
 	demand   *atomic.Int64 // reads of any guest that wait for data now
 	fetcher  prefetcher
+	paths    knownPaths
 	fetching sync.WaitGroup // prefetches; grows only under looked and before closed
 
 	// looked is held while somebody looks at blobs from outside of a request, and

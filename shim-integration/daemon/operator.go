@@ -5,6 +5,7 @@ import (
 
 	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/fuseproto/passthrough"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // What operators look at.
@@ -15,8 +16,14 @@ func (d *Daemon) FrontEndIsConnected() bool { return d.frontEnd.Load() }
 // Counters returns the counters of the guest's session.
 func (d *Daemon) Counters() fuseproto.Counters { return d.server.Counters() }
 
-// Inflight lists the guest's requests that wait for something, the oldest first.
-func (d *Daemon) Inflight() []fuseproto.Waiting { return d.server.Waiting() }
+// Vrings returns the counters of the device's vrings, the one for high priority first;
+// nil if nobody counts.
+func (d *Daemon) Vrings() []vhostuser.VringStats {
+	if d.opts.Vrings == nil {
+		return nil
+	}
+	return d.opts.Vrings.Read()
+}
 
 // ImageSummary are the counters of a mounted image and of what is behind it.
 type ImageSummary struct {

@@ -40,6 +40,10 @@ var routes = []route{
 	{http.MethodGet, "/api/v1/metrics/backend", false, (*Server).getBackend},
 	{http.MethodGet, "/api/v1/metrics/blobcache", false, (*Server).getBlobCache},
 
+	// Ours: what nydusd has no answer to.
+	{http.MethodGet, "/metrics", false, (*Server).getPrometheus},
+	{http.MethodGet, "/debug/inflight", false, (*Server).getWaiting},
+
 	{http.MethodGet, "/api/v1/config", false, (*Server).getConfig},
 	{http.MethodPut, "/api/v1/config", true, (*Server).putConfig},
 
@@ -187,7 +191,7 @@ func (s *Server) getPattern(r *http.Request, _ []byte) (any, error) {
 // getInflight answers as nydusd does for virtual machines, 500 and all: clients
 // know it.
 func (s *Server) getInflight(*http.Request, []byte) (any, error) {
-	return nil, &statusError{http.StatusInternalServerError, "requests in flight are shown in FUSE mode only; for virtual machines use: rafs ctl inflight"}
+	return nil, &statusError{http.StatusInternalServerError, "requests in flight are shown in FUSE mode only; for virtual machines use: GET /debug/inflight, or rafs ctl inflight"}
 }
 
 func (s *Server) getBackend(r *http.Request, _ []byte) (any, error) {

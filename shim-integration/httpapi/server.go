@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/rafsd/rafsd/fuseproto"
 	"github.com/rafsd/rafsd/internal/apisock"
 	"github.com/rafsd/rafsd/rafs"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // Service is what the API is a door to. Its methods are called by many
@@ -38,6 +40,12 @@ type Service interface {
 	CacheMetrics(ctx context.Context, id string) (daemon.CacheMetrics, error)
 	RuntimeConfig(id string) (map[string]string, error)
 	SetRuntimeConfig(id string, values map[string]string) error
+
+	FrontEndIsConnected() bool
+	Counters() fuseproto.Counters
+	Vrings() []vhostuser.VringStats
+	Summaries() ([]daemon.ImageSummary, []daemon.DirectorySummary)
+	Inflight() []daemon.InflightOp
 }
 
 // Server serves the API.
@@ -90,19 +98,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	payload, err := s.dispatch(r)
 	code := http.StatusNoContent
 	var body []byte
+	kind := "application/json"
 	if err == nil && payload != nil {
 		code = http.StatusOK
-		body, err = json.Marshal(payload)
+		if text, ok := payload.(plainText); ok {
+			kind, body = prometheusText, text
+		} else {
+			body, err = json.Marshal(payload)
+		}
 	}
 	if err != nil {
 		code = status(err)
+		kind = "application/json"
 		body = errorBody(err.Error())
 	}
 	h := w.Header()
 	h.Set("Server", "Nydus API")
 	h.Set("Connection", "keep-alive")
 	if body != nil {
-		h.Set("Content-Type", "application/json")
+		h.Set("Content-Type", kind)
 	}
 	w.WriteHeader(code)
 	if body != nil {

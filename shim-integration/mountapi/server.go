@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/rafsd/rafsd/shim-integration/config"
 	"github.com/rafsd/rafsd/shim-integration/daemon"
 	mountv1 "github.com/rafsd/rafsd/shim-integration/mountapi/v1"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 // Service is what the API is a door to; *daemon.Daemon describes the methods, which
@@ -37,7 +39,8 @@ type Service interface {
 	Watch() (*daemon.Watcher, error)
 	FrontEndIsConnected() bool
 	Counters() fuseproto.Counters
-	Inflight() []fuseproto.Waiting
+	Inflight() []daemon.InflightOp
+	Vrings() []vhostuser.VringStats
 	Summaries() ([]daemon.ImageSummary, []daemon.DirectorySummary)
 	Blobs(mountpoint string) ([]string, error)
 	Digest(mountpoint string) ([32]byte, error)
@@ -331,7 +334,13 @@ func (d *door) Prefetch(_ context.Context, r *mountv1.PrefetchRequest) (*mountv1
 // Metrics implements the method of that name.
 func (d *door) Metrics(context.Context, *mountv1.MetricsRequest) (*mountv1.MetricsResponse, error) {
 	c := d.service.Counters()
-	out := &mountv1.MetricsResponse{InFlight: c.InFlight, DroppedReplies: c.Dropped}
+	out := &mountv1.MetricsResponse{InFlight: c.InFlight, DroppedReplies: c.Dropped, UnixNanos: time.Now().UnixNano()}
+	for i, q := range d.service.Vrings() {
+		out.Queues = append(out.Queues, &mountv1.QueueMetrics{
+			Queue: uint32(i), Requests: q.Requests, Waited: q.Waited, Kicks: q.Kicks, Signals: q.Signals, Batches: q.Batches,
+			PollHits: q.PollHits, PollMisses: q.PollMisses, Broken: q.Broken, Waiting: uint32(q.Waiting), Latency: latency(&q.Latency),
+		})
+	}
 	for op := range fuseproto.Opcode(256) {
 		if n, ok := c.Ops[op]; ok {
 			out.Ops = append(out.Ops, &mountv1.OpMetrics{Op: op.String(), Requests: n.Requests, Errors: n.Errors, Waited: n.WouldBlock})
@@ -339,9 +348,15 @@ func (d *door) Metrics(context.Context, *mountv1.MetricsRequest) (*mountv1.Metri
 	}
 	images, directories := d.service.Summaries()
 	for _, m := range images {
+		var requests, failed uint64
+		for op := range m.FS.Hits {
+			requests += m.FS.Hits[op]
+			failed += m.FS.Errors[op]
+		}
 		out.Images = append(out.Images, &mountv1.ImageMetrics{
 			Mountpoint: m.Mountpoint, DataRead: m.FS.DataRead, WholeHits: m.FS.WholeHits, PartialHits: m.FS.Partial,
 			PrefetchedBytes: m.Prefetch.Bytes, BackendReads: m.Backend.Reads, BackendErrors: m.Backend.Errors, BackendBytes: m.Backend.Bytes,
+			Requests: requests, Errors: failed, Latency: latency(&m.FS.Spread),
 		})
 	}
 	for _, m := range directories {
@@ -352,12 +367,18 @@ func (d *door) Metrics(context.Context, *mountv1.MetricsRequest) (*mountv1.Metri
 	return out, nil
 }
 
+func latency(h *vhostuser.Histogram) *mountv1.Latency {
+	return &mountv1.Latency{Counts: slices.Clone(h.Count[:]), SumNanos: h.Nanos}
+}
+
 // Inflight implements the method of that name.
 func (d *door) Inflight(context.Context, *mountv1.InflightRequest) (*mountv1.InflightResponse, error) {
 	out := &mountv1.InflightResponse{}
 	for _, w := range d.service.Inflight() {
 		out.Ops = append(out.Ops, &mountv1.InflightOp{
 			Op: w.Opcode.String(), Unique: w.Unique, NodeId: w.NodeID, GuestPid: w.PID, AgeNanos: int64(w.Age),
+			Mountpoint: w.Mountpoint, Path: w.Path, Offset: w.Offset, Size: w.Size,
+			Blob: w.Blob, Chunk: w.Chunk, BlobOffset: w.BlobOffset,
 		})
 	}
 	return out, nil

@@ -994,6 +994,8 @@ type MetricsResponse struct {
 	DroppedReplies uint64                 `protobuf:"varint,3,opt,name=dropped_replies,json=droppedReplies,proto3" json:"dropped_replies,omitempty"`
 	Images         []*ImageMetrics        `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
 	Directories    []*DirectoryMetrics    `protobuf:"bytes,5,rep,name=directories,proto3" json:"directories,omitempty"`
+	Queues         []*QueueMetrics        `protobuf:"bytes,6,rep,name=queues,proto3" json:"queues,omitempty"`                         // by index; the first is for high priority
+	UnixNanos      int64                  `protobuf:"varint,7,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // when this was read
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1063,6 +1065,200 @@ func (x *MetricsResponse) GetDirectories() []*DirectoryMetrics {
 	return nil
 }
 
+func (x *MetricsResponse) GetQueues() []*QueueMetrics {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
+func (x *MetricsResponse) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
+type QueueMetrics struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Queue      uint32                 `protobuf:"varint,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Requests   uint64                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Waited     uint64                 `protobuf:"varint,3,opt,name=waited,proto3" json:"waited,omitempty"`                           // of requests: those that left the queue to wait
+	Kicks      uint64                 `protobuf:"varint,4,opt,name=kicks,proto3" json:"kicks,omitempty"`                             // wake-ups by the guest
+	Signals    uint64                 `protobuf:"varint,5,opt,name=signals,proto3" json:"signals,omitempty"`                         // interrupts for the guest
+	Batches    uint64                 `protobuf:"varint,6,opt,name=batches,proto3" json:"batches,omitempty"`                         // publications of answers
+	PollHits   uint64                 `protobuf:"varint,7,opt,name=poll_hits,json=pollHits,proto3" json:"poll_hits,omitempty"`       // times that polling found work
+	PollMisses uint64                 `protobuf:"varint,8,opt,name=poll_misses,json=pollMisses,proto3" json:"poll_misses,omitempty"` // times that it was in vain
+	Broken     uint64                 `protobuf:"varint,9,opt,name=broken,proto3" json:"broken,omitempty"`                           // times that the queue was given up for what the guest did
+	Waiting    uint32                 `protobuf:"varint,10,opt,name=waiting,proto3" json:"waiting,omitempty"`                        // requests that wait now
+	// From when a request is taken until its answer is ready.
+	Latency       *Latency `protobuf:"bytes,11,opt,name=latency,proto3" json:"latency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueueMetrics) Reset() {
+	*x = QueueMetrics{}
+	mi := &file_v1_mount_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueueMetrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueueMetrics) ProtoMessage() {}
+
+func (x *QueueMetrics) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_mount_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueueMetrics.ProtoReflect.Descriptor instead.
+func (*QueueMetrics) Descriptor() ([]byte, []int) {
+	return file_v1_mount_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *QueueMetrics) GetQueue() uint32 {
+	if x != nil {
+		return x.Queue
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetWaited() uint64 {
+	if x != nil {
+		return x.Waited
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetKicks() uint64 {
+	if x != nil {
+		return x.Kicks
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetSignals() uint64 {
+	if x != nil {
+		return x.Signals
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetBatches() uint64 {
+	if x != nil {
+		return x.Batches
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetPollHits() uint64 {
+	if x != nil {
+		return x.PollHits
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetPollMisses() uint64 {
+	if x != nil {
+		return x.PollMisses
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetBroken() uint64 {
+	if x != nil {
+		return x.Broken
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *QueueMetrics) GetLatency() *Latency {
+	if x != nil {
+		return x.Latency
+	}
+	return nil
+}
+
+// Latency counts times by powers of two. counts[i] are those shorter than 2^(8+i) ns
+// and no shorter than the limit before; the last one has no limit. Of requests that
+// need not wait one in sixteen is timed and stands for all of them.
+type Latency struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counts        []uint64               `protobuf:"varint,1,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	SumNanos      uint64                 `protobuf:"varint,2,opt,name=sum_nanos,json=sumNanos,proto3" json:"sum_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Latency) Reset() {
+	*x = Latency{}
+	mi := &file_v1_mount_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Latency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Latency) ProtoMessage() {}
+
+func (x *Latency) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_mount_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Latency.ProtoReflect.Descriptor instead.
+func (*Latency) Descriptor() ([]byte, []int) {
+	return file_v1_mount_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Latency) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Latency) GetSumNanos() uint64 {
+	if x != nil {
+		return x.SumNanos
+	}
+	return 0
+}
+
 type OpMetrics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"` // LOOKUP, READ, ...
@@ -1075,7 +1271,7 @@ type OpMetrics struct {
 
 func (x *OpMetrics) Reset() {
 	*x = OpMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[17]
+	mi := &file_v1_mount_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1283,7 @@ func (x *OpMetrics) String() string {
 func (*OpMetrics) ProtoMessage() {}
 
 func (x *OpMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[17]
+	mi := &file_v1_mount_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1296,7 @@ func (x *OpMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpMetrics.ProtoReflect.Descriptor instead.
 func (*OpMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{17}
+	return file_v1_mount_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OpMetrics) GetOp() string {
@@ -1141,13 +1337,16 @@ type ImageMetrics struct {
 	BackendReads    uint64                 `protobuf:"varint,6,opt,name=backend_reads,json=backendReads,proto3" json:"backend_reads,omitempty"` // of the place that the image's blobs come from
 	BackendErrors   uint64                 `protobuf:"varint,7,opt,name=backend_errors,json=backendErrors,proto3" json:"backend_errors,omitempty"`
 	BackendBytes    uint64                 `protobuf:"varint,8,opt,name=backend_bytes,json=backendBytes,proto3" json:"backend_bytes,omitempty"`
+	Requests        uint64                 `protobuf:"varint,9,opt,name=requests,proto3" json:"requests,omitempty"`
+	Errors          uint64                 `protobuf:"varint,10,opt,name=errors,proto3" json:"errors,omitempty"`
+	Latency         *Latency               `protobuf:"bytes,11,opt,name=latency,proto3" json:"latency,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ImageMetrics) Reset() {
 	*x = ImageMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[18]
+	mi := &file_v1_mount_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1358,7 @@ func (x *ImageMetrics) String() string {
 func (*ImageMetrics) ProtoMessage() {}
 
 func (x *ImageMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[18]
+	mi := &file_v1_mount_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1371,7 @@ func (x *ImageMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageMetrics.ProtoReflect.Descriptor instead.
 func (*ImageMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{18}
+	return file_v1_mount_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImageMetrics) GetMountpoint() string {
@@ -1231,6 +1430,27 @@ func (x *ImageMetrics) GetBackendBytes() uint64 {
 	return 0
 }
 
+func (x *ImageMetrics) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *ImageMetrics) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *ImageMetrics) GetLatency() *Latency {
+	if x != nil {
+		return x.Latency
+	}
+	return nil
+}
+
 type DirectoryMetrics struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Mountpoint      string                 `protobuf:"bytes,1,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
@@ -1243,7 +1463,7 @@ type DirectoryMetrics struct {
 
 func (x *DirectoryMetrics) Reset() {
 	*x = DirectoryMetrics{}
-	mi := &file_v1_mount_proto_msgTypes[19]
+	mi := &file_v1_mount_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1475,7 @@ func (x *DirectoryMetrics) String() string {
 func (*DirectoryMetrics) ProtoMessage() {}
 
 func (x *DirectoryMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[19]
+	mi := &file_v1_mount_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1488,7 @@ func (x *DirectoryMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryMetrics.ProtoReflect.Descriptor instead.
 func (*DirectoryMetrics) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{19}
+	return file_v1_mount_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DirectoryMetrics) GetMountpoint() string {
@@ -1307,7 +1527,7 @@ type InflightRequest struct {
 
 func (x *InflightRequest) Reset() {
 	*x = InflightRequest{}
-	mi := &file_v1_mount_proto_msgTypes[20]
+	mi := &file_v1_mount_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1539,7 @@ func (x *InflightRequest) String() string {
 func (*InflightRequest) ProtoMessage() {}
 
 func (x *InflightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[20]
+	mi := &file_v1_mount_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1552,7 @@ func (x *InflightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightRequest.ProtoReflect.Descriptor instead.
 func (*InflightRequest) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{20}
+	return file_v1_mount_proto_rawDescGZIP(), []int{22}
 }
 
 type InflightResponse struct {
@@ -1344,7 +1564,7 @@ type InflightResponse struct {
 
 func (x *InflightResponse) Reset() {
 	*x = InflightResponse{}
-	mi := &file_v1_mount_proto_msgTypes[21]
+	mi := &file_v1_mount_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1576,7 @@ func (x *InflightResponse) String() string {
 func (*InflightResponse) ProtoMessage() {}
 
 func (x *InflightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[21]
+	mi := &file_v1_mount_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1589,7 @@ func (x *InflightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightResponse.ProtoReflect.Descriptor instead.
 func (*InflightResponse) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{21}
+	return file_v1_mount_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InflightResponse) GetOps() []*InflightOp {
@@ -1380,19 +1600,28 @@ func (x *InflightResponse) GetOps() []*InflightOp {
 }
 
 type InflightOp struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Op            string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
-	Unique        uint64                 `protobuf:"varint,2,opt,name=unique,proto3" json:"unique,omitempty"`
-	NodeId        uint64                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	GuestPid      uint32                 `protobuf:"varint,4,opt,name=guest_pid,json=guestPid,proto3" json:"guest_pid,omitempty"`
-	AgeNanos      int64                  `protobuf:"varint,5,opt,name=age_nanos,json=ageNanos,proto3" json:"age_nanos,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Op         string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Unique     uint64                 `protobuf:"varint,2,opt,name=unique,proto3" json:"unique,omitempty"`
+	NodeId     uint64                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	GuestPid   uint32                 `protobuf:"varint,4,opt,name=guest_pid,json=guestPid,proto3" json:"guest_pid,omitempty"`
+	AgeNanos   int64                  `protobuf:"varint,5,opt,name=age_nanos,json=ageNanos,proto3" json:"age_nanos,omitempty"`
+	Mountpoint string                 `protobuf:"bytes,6,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"` // "" if it is for no mount
+	Path       string                 `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`             // of the file in the mount; "" if not known
+	Offset     uint64                 `protobuf:"varint,8,opt,name=offset,proto3" json:"offset,omitempty"`        // of a read, write or listing
+	Size       uint32                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`            // in bytes
+	// If blob is set: the chunk that is waited for, and where it is stored in the blob,
+	// -1 if the image does not say.
+	Blob          string `protobuf:"bytes,10,opt,name=blob,proto3" json:"blob,omitempty"`
+	Chunk         uint32 `protobuf:"varint,11,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	BlobOffset    int64  `protobuf:"varint,12,opt,name=blob_offset,json=blobOffset,proto3" json:"blob_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InflightOp) Reset() {
 	*x = InflightOp{}
-	mi := &file_v1_mount_proto_msgTypes[22]
+	mi := &file_v1_mount_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1633,7 @@ func (x *InflightOp) String() string {
 func (*InflightOp) ProtoMessage() {}
 
 func (x *InflightOp) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_mount_proto_msgTypes[22]
+	mi := &file_v1_mount_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1646,7 @@ func (x *InflightOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InflightOp.ProtoReflect.Descriptor instead.
 func (*InflightOp) Descriptor() ([]byte, []int) {
-	return file_v1_mount_proto_rawDescGZIP(), []int{22}
+	return file_v1_mount_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InflightOp) GetOp() string {
@@ -1451,6 +1680,55 @@ func (x *InflightOp) GetGuestPid() uint32 {
 func (x *InflightOp) GetAgeNanos() int64 {
 	if x != nil {
 		return x.AgeNanos
+	}
+	return 0
+}
+
+func (x *InflightOp) GetMountpoint() string {
+	if x != nil {
+		return x.Mountpoint
+	}
+	return ""
+}
+
+func (x *InflightOp) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *InflightOp) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *InflightOp) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *InflightOp) GetBlob() string {
+	if x != nil {
+		return x.Blob
+	}
+	return ""
+}
+
+func (x *InflightOp) GetChunk() uint32 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *InflightOp) GetBlobOffset() int64 {
+	if x != nil {
+		return x.BlobOffset
 	}
 	return 0
 }
@@ -1526,18 +1804,38 @@ const file_v1_mount_proto_rawDesc = "" +
 	"mountpoint\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\"\x12\n" +
 	"\x10PrefetchResponse\"\x10\n" +
-	"\x0eMetricsRequest\"\xfe\x01\n" +
+	"\x0eMetricsRequest\"\xd3\x02\n" +
 	"\x0fMetricsResponse\x12+\n" +
 	"\x03ops\x18\x01 \x03(\v2\x19.rafsd.mount.v1.OpMetricsR\x03ops\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\x04R\binFlight\x12'\n" +
 	"\x0fdropped_replies\x18\x03 \x01(\x04R\x0edroppedReplies\x124\n" +
 	"\x06images\x18\x04 \x03(\v2\x1c.rafsd.mount.v1.ImageMetricsR\x06images\x12B\n" +
-	"\vdirectories\x18\x05 \x03(\v2 .rafsd.mount.v1.DirectoryMetricsR\vdirectories\"g\n" +
+	"\vdirectories\x18\x05 \x03(\v2 .rafsd.mount.v1.DirectoryMetricsR\vdirectories\x124\n" +
+	"\x06queues\x18\x06 \x03(\v2\x1c.rafsd.mount.v1.QueueMetricsR\x06queues\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\a \x01(\x03R\tunixNanos\"\xc5\x02\n" +
+	"\fQueueMetrics\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\rR\x05queue\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x16\n" +
+	"\x06waited\x18\x03 \x01(\x04R\x06waited\x12\x14\n" +
+	"\x05kicks\x18\x04 \x01(\x04R\x05kicks\x12\x18\n" +
+	"\asignals\x18\x05 \x01(\x04R\asignals\x12\x18\n" +
+	"\abatches\x18\x06 \x01(\x04R\abatches\x12\x1b\n" +
+	"\tpoll_hits\x18\a \x01(\x04R\bpollHits\x12\x1f\n" +
+	"\vpoll_misses\x18\b \x01(\x04R\n" +
+	"pollMisses\x12\x16\n" +
+	"\x06broken\x18\t \x01(\x04R\x06broken\x12\x18\n" +
+	"\awaiting\x18\n" +
+	" \x01(\rR\awaiting\x121\n" +
+	"\alatency\x18\v \x01(\v2\x17.rafsd.mount.v1.LatencyR\alatency\">\n" +
+	"\aLatency\x12\x16\n" +
+	"\x06counts\x18\x01 \x03(\x04R\x06counts\x12\x1b\n" +
+	"\tsum_nanos\x18\x02 \x01(\x04R\bsumNanos\"g\n" +
 	"\tOpMetrics\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x16\n" +
 	"\x06errors\x18\x03 \x01(\x04R\x06errors\x12\x16\n" +
-	"\x06waited\x18\x04 \x01(\x04R\x06waited\"\xa9\x02\n" +
+	"\x06waited\x18\x04 \x01(\x04R\x06waited\"\x90\x03\n" +
 	"\fImageMetrics\x12\x1e\n" +
 	"\n" +
 	"mountpoint\x18\x01 \x01(\tR\n" +
@@ -1549,7 +1847,11 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x10prefetched_bytes\x18\x05 \x01(\x04R\x0fprefetchedBytes\x12#\n" +
 	"\rbackend_reads\x18\x06 \x01(\x04R\fbackendReads\x12%\n" +
 	"\x0ebackend_errors\x18\a \x01(\x04R\rbackendErrors\x12#\n" +
-	"\rbackend_bytes\x18\b \x01(\x04R\fbackendBytes\"\x92\x01\n" +
+	"\rbackend_bytes\x18\b \x01(\x04R\fbackendBytes\x12\x1a\n" +
+	"\brequests\x18\t \x01(\x04R\brequests\x12\x16\n" +
+	"\x06errors\x18\n" +
+	" \x01(\x04R\x06errors\x121\n" +
+	"\alatency\x18\v \x01(\v2\x17.rafsd.mount.v1.LatencyR\alatency\"\x92\x01\n" +
 	"\x10DirectoryMetrics\x12\x1e\n" +
 	"\n" +
 	"mountpoint\x18\x01 \x01(\tR\n" +
@@ -1560,14 +1862,25 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x10idle_descriptors\x18\x04 \x01(\x04R\x0fidleDescriptors\"\x11\n" +
 	"\x0fInflightRequest\"@\n" +
 	"\x10InflightResponse\x12,\n" +
-	"\x03ops\x18\x01 \x03(\v2\x1a.rafsd.mount.v1.InflightOpR\x03ops\"\x87\x01\n" +
+	"\x03ops\x18\x01 \x03(\v2\x1a.rafsd.mount.v1.InflightOpR\x03ops\"\xb2\x02\n" +
 	"\n" +
 	"InflightOp\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x16\n" +
 	"\x06unique\x18\x02 \x01(\x04R\x06unique\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\x04R\x06nodeId\x12\x1b\n" +
 	"\tguest_pid\x18\x04 \x01(\rR\bguestPid\x12\x1b\n" +
-	"\tage_nanos\x18\x05 \x01(\x03R\bageNanos*\xbd\x02\n" +
+	"\tage_nanos\x18\x05 \x01(\x03R\bageNanos\x12\x1e\n" +
+	"\n" +
+	"mountpoint\x18\x06 \x01(\tR\n" +
+	"mountpoint\x12\x12\n" +
+	"\x04path\x18\a \x01(\tR\x04path\x12\x16\n" +
+	"\x06offset\x18\b \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04size\x18\t \x01(\rR\x04size\x12\x12\n" +
+	"\x04blob\x18\n" +
+	" \x01(\tR\x04blob\x12\x14\n" +
+	"\x05chunk\x18\v \x01(\rR\x05chunk\x12\x1f\n" +
+	"\vblob_offset\x18\f \x01(\x03R\n" +
+	"blobOffset*\xbd\x02\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10EVENT_KIND_STATE\x10\x01\x12\x16\n" +
@@ -1606,7 +1919,7 @@ func file_v1_mount_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_mount_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_v1_mount_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_v1_mount_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_v1_mount_proto_goTypes = []any{
 	(EventKind)(0),           // 0: rafsd.mount.v1.EventKind
 	(*MountRequest)(nil),     // 1: rafsd.mount.v1.MountRequest
@@ -1626,46 +1939,51 @@ var file_v1_mount_proto_goTypes = []any{
 	(*PrefetchResponse)(nil), // 15: rafsd.mount.v1.PrefetchResponse
 	(*MetricsRequest)(nil),   // 16: rafsd.mount.v1.MetricsRequest
 	(*MetricsResponse)(nil),  // 17: rafsd.mount.v1.MetricsResponse
-	(*OpMetrics)(nil),        // 18: rafsd.mount.v1.OpMetrics
-	(*ImageMetrics)(nil),     // 19: rafsd.mount.v1.ImageMetrics
-	(*DirectoryMetrics)(nil), // 20: rafsd.mount.v1.DirectoryMetrics
-	(*InflightRequest)(nil),  // 21: rafsd.mount.v1.InflightRequest
-	(*InflightResponse)(nil), // 22: rafsd.mount.v1.InflightResponse
-	(*InflightOp)(nil),       // 23: rafsd.mount.v1.InflightOp
+	(*QueueMetrics)(nil),     // 18: rafsd.mount.v1.QueueMetrics
+	(*Latency)(nil),          // 19: rafsd.mount.v1.Latency
+	(*OpMetrics)(nil),        // 20: rafsd.mount.v1.OpMetrics
+	(*ImageMetrics)(nil),     // 21: rafsd.mount.v1.ImageMetrics
+	(*DirectoryMetrics)(nil), // 22: rafsd.mount.v1.DirectoryMetrics
+	(*InflightRequest)(nil),  // 23: rafsd.mount.v1.InflightRequest
+	(*InflightResponse)(nil), // 24: rafsd.mount.v1.InflightResponse
+	(*InflightOp)(nil),       // 25: rafsd.mount.v1.InflightOp
 }
 var file_v1_mount_proto_depIdxs = []int32{
 	7,  // 0: rafsd.mount.v1.MountResponse.mount:type_name -> rafsd.mount.v1.MountInfo
 	7,  // 1: rafsd.mount.v1.ListResponse.mounts:type_name -> rafsd.mount.v1.MountInfo
 	0,  // 2: rafsd.mount.v1.Event.kind:type_name -> rafsd.mount.v1.EventKind
-	18, // 3: rafsd.mount.v1.MetricsResponse.ops:type_name -> rafsd.mount.v1.OpMetrics
-	19, // 4: rafsd.mount.v1.MetricsResponse.images:type_name -> rafsd.mount.v1.ImageMetrics
-	20, // 5: rafsd.mount.v1.MetricsResponse.directories:type_name -> rafsd.mount.v1.DirectoryMetrics
-	23, // 6: rafsd.mount.v1.InflightResponse.ops:type_name -> rafsd.mount.v1.InflightOp
-	1,  // 7: rafsd.mount.v1.MountService.Mount:input_type -> rafsd.mount.v1.MountRequest
-	3,  // 8: rafsd.mount.v1.MountService.Umount:input_type -> rafsd.mount.v1.UmountRequest
-	1,  // 9: rafsd.mount.v1.MountService.Remount:input_type -> rafsd.mount.v1.MountRequest
-	5,  // 10: rafsd.mount.v1.MountService.List:input_type -> rafsd.mount.v1.ListRequest
-	8,  // 11: rafsd.mount.v1.MountService.Info:input_type -> rafsd.mount.v1.InfoRequest
-	12, // 12: rafsd.mount.v1.MountService.Watch:input_type -> rafsd.mount.v1.WatchRequest
-	14, // 13: rafsd.mount.v1.MountService.Prefetch:input_type -> rafsd.mount.v1.PrefetchRequest
-	16, // 14: rafsd.mount.v1.MountService.Metrics:input_type -> rafsd.mount.v1.MetricsRequest
-	21, // 15: rafsd.mount.v1.MountService.Inflight:input_type -> rafsd.mount.v1.InflightRequest
-	10, // 16: rafsd.mount.v1.MountService.Upgrade:input_type -> rafsd.mount.v1.UpgradeRequest
-	2,  // 17: rafsd.mount.v1.MountService.Mount:output_type -> rafsd.mount.v1.MountResponse
-	4,  // 18: rafsd.mount.v1.MountService.Umount:output_type -> rafsd.mount.v1.UmountResponse
-	2,  // 19: rafsd.mount.v1.MountService.Remount:output_type -> rafsd.mount.v1.MountResponse
-	6,  // 20: rafsd.mount.v1.MountService.List:output_type -> rafsd.mount.v1.ListResponse
-	9,  // 21: rafsd.mount.v1.MountService.Info:output_type -> rafsd.mount.v1.InfoResponse
-	13, // 22: rafsd.mount.v1.MountService.Watch:output_type -> rafsd.mount.v1.Event
-	15, // 23: rafsd.mount.v1.MountService.Prefetch:output_type -> rafsd.mount.v1.PrefetchResponse
-	17, // 24: rafsd.mount.v1.MountService.Metrics:output_type -> rafsd.mount.v1.MetricsResponse
-	22, // 25: rafsd.mount.v1.MountService.Inflight:output_type -> rafsd.mount.v1.InflightResponse
-	11, // 26: rafsd.mount.v1.MountService.Upgrade:output_type -> rafsd.mount.v1.UpgradeResponse
-	17, // [17:27] is the sub-list for method output_type
-	7,  // [7:17] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	20, // 3: rafsd.mount.v1.MetricsResponse.ops:type_name -> rafsd.mount.v1.OpMetrics
+	21, // 4: rafsd.mount.v1.MetricsResponse.images:type_name -> rafsd.mount.v1.ImageMetrics
+	22, // 5: rafsd.mount.v1.MetricsResponse.directories:type_name -> rafsd.mount.v1.DirectoryMetrics
+	18, // 6: rafsd.mount.v1.MetricsResponse.queues:type_name -> rafsd.mount.v1.QueueMetrics
+	19, // 7: rafsd.mount.v1.QueueMetrics.latency:type_name -> rafsd.mount.v1.Latency
+	19, // 8: rafsd.mount.v1.ImageMetrics.latency:type_name -> rafsd.mount.v1.Latency
+	25, // 9: rafsd.mount.v1.InflightResponse.ops:type_name -> rafsd.mount.v1.InflightOp
+	1,  // 10: rafsd.mount.v1.MountService.Mount:input_type -> rafsd.mount.v1.MountRequest
+	3,  // 11: rafsd.mount.v1.MountService.Umount:input_type -> rafsd.mount.v1.UmountRequest
+	1,  // 12: rafsd.mount.v1.MountService.Remount:input_type -> rafsd.mount.v1.MountRequest
+	5,  // 13: rafsd.mount.v1.MountService.List:input_type -> rafsd.mount.v1.ListRequest
+	8,  // 14: rafsd.mount.v1.MountService.Info:input_type -> rafsd.mount.v1.InfoRequest
+	12, // 15: rafsd.mount.v1.MountService.Watch:input_type -> rafsd.mount.v1.WatchRequest
+	14, // 16: rafsd.mount.v1.MountService.Prefetch:input_type -> rafsd.mount.v1.PrefetchRequest
+	16, // 17: rafsd.mount.v1.MountService.Metrics:input_type -> rafsd.mount.v1.MetricsRequest
+	23, // 18: rafsd.mount.v1.MountService.Inflight:input_type -> rafsd.mount.v1.InflightRequest
+	10, // 19: rafsd.mount.v1.MountService.Upgrade:input_type -> rafsd.mount.v1.UpgradeRequest
+	2,  // 20: rafsd.mount.v1.MountService.Mount:output_type -> rafsd.mount.v1.MountResponse
+	4,  // 21: rafsd.mount.v1.MountService.Umount:output_type -> rafsd.mount.v1.UmountResponse
+	2,  // 22: rafsd.mount.v1.MountService.Remount:output_type -> rafsd.mount.v1.MountResponse
+	6,  // 23: rafsd.mount.v1.MountService.List:output_type -> rafsd.mount.v1.ListResponse
+	9,  // 24: rafsd.mount.v1.MountService.Info:output_type -> rafsd.mount.v1.InfoResponse
+	13, // 25: rafsd.mount.v1.MountService.Watch:output_type -> rafsd.mount.v1.Event
+	15, // 26: rafsd.mount.v1.MountService.Prefetch:output_type -> rafsd.mount.v1.PrefetchResponse
+	17, // 27: rafsd.mount.v1.MountService.Metrics:output_type -> rafsd.mount.v1.MetricsResponse
+	24, // 28: rafsd.mount.v1.MountService.Inflight:output_type -> rafsd.mount.v1.InflightResponse
+	11, // 29: rafsd.mount.v1.MountService.Upgrade:output_type -> rafsd.mount.v1.UpgradeResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_v1_mount_proto_init() }
@@ -1679,7 +1997,7 @@ func file_v1_mount_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_mount_proto_rawDesc), len(file_v1_mount_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
