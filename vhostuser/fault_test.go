@@ -14,9 +14,9 @@ import (
 	"github.com/rafsd/rafsd/vhostuser/wire"
 )
 
-// TestL42_BrokenVringHarmsNobodyElse: the vring is given up and says so, the
+// TestTransportL42_BrokenVringHarmsNobodyElse: the vring is given up and says so, the
 // others serve on, and the driver can set it up again.
-func TestL42_BrokenVringHarmsNobodyElse(t *testing.T) {
+func TestTransportL42_BrokenVringHarmsNobodyElse(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	attacks := map[string]func(q *frontQueue){
 		"cyclic chain":     func(q *frontQueue) { q.Desc(0, vqtest.Desc{Addr: frontGPA, Len: 8, Flags: vqtest.Next}); q.Offer(0) },
@@ -65,9 +65,9 @@ func TestL42_BrokenVringHarmsNobodyElse(t *testing.T) {
 	}
 }
 
-// TestL30_TruncatedMemory: all vrings of that front-end stop, the process and
+// TestTransportL30_TruncatedMemory: all vrings of that front-end stop, the process and
 // other front-ends live.
-func TestL30_TruncatedMemory(t *testing.T) {
+func TestTransportL30_TruncatedMemory(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	for name, op := range map[string]uint32{"found by the vring": opEcho, "found by a request that waited": opWait} {
 		t.Run(name, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestL30_TruncatedMemory(t *testing.T) {
 	}
 }
 
-func TestL35_FrontEndsAreIsolated(t *testing.T) {
+func TestTransportL35_FrontEndsAreIsolated(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const n = 3
 	var beds [n]*bed
@@ -277,8 +277,8 @@ func TestConnectionEnds(t *testing.T) {
 	}
 }
 
-// TestL33: a front-end without bit 30 never sends SET_VRING_ENABLE.
-func TestL33_WithoutBit30AllVringsAreOn(t *testing.T) {
+// TestTransportL33: a front-end without bit 30 never sends SET_VRING_ENABLE.
+func TestTransportL33_WithoutBit30AllVringsAreOn(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})
 	f := newFront(t, frontOptions{})

@@ -100,13 +100,13 @@ func (b *bed) reconnect(f *front) {
 func TestStopsAndStartsWithATable(t *testing.T) {
 	withTable = true
 	defer func() { withTable = false }()
-	t.Run("L20 L21 L22", TestL20_L21_L22_StopAndGoOnWhileARequestWaits)
-	t.Run("L23", TestL23_RestartForgetsOldHeads)
+	t.Run("L20 L21 L22", TestTransportL20_L21_L22_StopAndGoOnWhileARequestWaits)
+	t.Run("L23", TestTransportL23_RestartForgetsOldHeads)
 	t.Run("L24", TestHandlerLearnsOfADriverThatRestarted)
 	t.Run("pause", TestPauseAndResumeByEnable)
 	t.Run("base", TestFrontEndMovesTheBaseBack)
 	t.Run("costs", TestRequestsDoNotAllocate)
-	t.Run("growth", TestL54_NoGrowthOverManyStarts)
+	t.Run("growth", TestTransportL54_NoGrowthOverManyStarts)
 }
 
 // TestAnotherProcessGoesOn: whatever was in flight, even all of a ring, is answered

@@ -228,9 +228,9 @@ func TestUMLOrder(t *testing.T) {
 	b.end()
 }
 
-// TestL05: nothing we do changes the status flags of descriptors that the
+// TestTransportL05: nothing we do changes the status flags of descriptors that the
 // front-end shares with us, whatever they are.
-func TestL05_StatusFlagsAreLeftAlone(t *testing.T) {
+func TestTransportL05_StatusFlagsAreLeftAlone(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	for _, o := range []frontOptions{
 		{}, {blocking: true, call: callSocket}, {call: callPipe},
@@ -316,7 +316,7 @@ func (q *frontQueue) setUpKeepingCall(base uint16) {
 	q.f.ok(wire.SetVringKick, wire.VringFD{Index: uint8(q.index)}.Append(nil), q.kick)
 }
 
-func TestL26_RemovedMemoryIsUnmappedBeforeTheAnswer(t *testing.T) {
+func TestTransportL26_RemovedMemoryIsUnmappedBeforeTheAnswer(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})
 	f := b.connect(t, frontOptions{})

@@ -2,6 +2,8 @@ package vhostuser_test
 
 import (
 	"bytes"
+	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -50,8 +52,8 @@ func TestWaitingRequestsFinishInAnyOrder(t *testing.T) {
 	b.end()
 }
 
-// TestL46: all request vrings wait, the high-priority one is served.
-func TestL46_HighPriorityIsServedWhileOthersWait(t *testing.T) {
+// TestTransportL46: all request vrings wait, the high-priority one is served.
+func TestTransportL46_HighPriorityIsServedWhileOthersWait(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})
 	f := b.connect(t, frontOptions{queues: 3, size: 16})
@@ -91,7 +93,7 @@ func quickly(t *testing.T, what string, f func()) {
 	}
 }
 
-func TestL20_L21_L22_StopAndGoOnWhileARequestWaits(t *testing.T) {
+func TestTransportL20_L21_L22_StopAndGoOnWhileARequestWaits(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})
 	f := b.connect(t, frontOptions{start: 65534})
@@ -162,9 +164,9 @@ func TestPauseAndResumeByEnable(t *testing.T) {
 	b.end()
 }
 
-// TestL23: whatever a restarted driver does with its rings, it never gets heads
+// TestTransportL23: whatever a restarted driver does with its rings, it never gets heads
 // of its former life.
-func TestL23_RestartForgetsOldHeads(t *testing.T) {
+func TestTransportL23_RestartForgetsOldHeads(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	tests := map[string]struct {
 		start uint16
@@ -327,7 +329,9 @@ func TestServerEndsWhileRequestsWait(t *testing.T) {
 	checkGone(t, b.path)
 }
 
-func TestL54_NoGrowthOverManyStarts(t *testing.T) {
+// TestTransportL54_NoGrowthOverManyStarts: of descriptors and goroutines. RAFSD_LONG=1 does
+// all of the 10,000.
+func TestTransportL54_NoGrowthOverManyStarts(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := newBed(t, newEcho(), vhostuser.Options{})
 	f := b.connect(t, frontOptions{})
@@ -342,13 +346,18 @@ func TestL54_NoGrowthOverManyStarts(t *testing.T) {
 		}
 	}
 	cycle()
-	before := openFDs(t)
-	for range 200 {
+	before, goroutines := openFDs(t), runtime.NumGoroutine()
+	cycles := 500
+	if os.Getenv("RAFSD_LONG") != "" {
+		cycles = 10_000
+	}
+	for range cycles {
 		cycle()
 	}
 	if after := openFDs(t); after != before {
-		t.Errorf("%d descriptors open after 200 stops and starts, %d before", after, before)
+		t.Errorf("%d descriptors open after %d stops and starts, %d before", after, cycles, before)
 	}
+	poll(t, "no more goroutines than before", func() bool { return runtime.NumGoroutine() <= goroutines })
 	b.leave(t, f)
 	b.end()
 }

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// TestNobodyWakesAnIdleDaemon: soon after its guest has gone quiet the daemon does
+// TestTransportL53_NobodyWakesAnIdleDaemon: soon after its guest has gone quiet the daemon does
 // nothing at all, whatever kept its threads awake before.
-func TestNobodyWakesAnIdleDaemon(t *testing.T) {
+func TestTransportL53_NobodyWakesAnIdleDaemon(t *testing.T) {
 	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
 	p := launch(t, options{}, strings.Fields(kataGo)...)
 	p.ready()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rafsd/rafsd/internal/testregistry"
+	"github.com/rafsd/rafsd/internal/vmm"
 )
 
 // TestOperatorSeesWhatWaits: while a read waits for the registry, everything that an
@@ -225,4 +227,99 @@ func TestFullPipeHoldsNobodyUp(t *testing.T) {
 		t.Error("nothing was read")
 	}
 	p.stop(syscall.SIGTERM)
+}
+
+// TestTransportL36L46L47_Forgets: while a read of each request queue waits for the
+// registry, what the guest forgets is served: on the high-priority queue, where it
+// belongs, and on a request queue. The test's guest checks the length of everything that
+// comes back.
+func TestTransportL36L46L47_Forgets(t *testing.T) {
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	r := startRegistry(t, v, testregistry.Options{})
+	r.Down()
+	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}", "--queues", "2")
+	p.ready()
+	p.mount("/image", v.bootstrap, registryConfig(r, shortDir(t), ""))
+	ctx := testContext(t)
+	vm, err := vmm.Dial(ctx, p.sock, vmm.Options{Wait: patience, RequestQueues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	c, err := vm.Mount(ctx, vmm.Linux612)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := someFile(t, v)
+	e, err := c.Resolve(ctx, "/image"+file.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := c.Open(ctx, e.NodeID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reads []*vmm.Pending
+	for _, queue := range []int{1, 2} {
+		read, err := c.On(queue).GoRead(ctx, e.NodeID, o.Fh, 0, 4096)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reads = append(reads, read)
+	}
+	waiting := func() float64 {
+		return p.metric(`rafsd_queue_waiting{queue="1"}`) + p.metric(`rafsd_queue_waiting{queue="2"}`)
+	}
+	waitUntil(t, "a read of each queue waits", func() bool { return waiting() == 2 })
+	for _, on := range []*vmm.Client{c, c.On(1)} {
+		before := p.metric(`rafsd_fuse_requests_total{op="FORGET"}`)
+		if err := on.Forget(ctx, e.NodeID, 0); err != nil {
+			t.Fatal(err)
+		}
+		waitUntil(t, "the FORGET is served", func() bool { return p.metric(`rafsd_fuse_requests_total{op="FORGET"}`) == before+1 })
+	}
+	if n := p.metric(`rafsd_queue_requests_total{queue="0"}`); n == 0 {
+		t.Error("nothing came to the high-priority queue")
+	}
+	if waiting() != 2 {
+		t.Error("the reads did not wait as long")
+	}
+	if err := r.Up(); err != nil {
+		t.Fatal(err)
+	}
+	for _, read := range reads {
+		if _, err := read.Wait(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.Bad(); err != nil {
+		t.Error(err)
+	}
+	p.stop(syscall.SIGTERM)
+}
+
+// TestTransportL55_EndsWithinASecond: also while a read waits, and with its socket.
+func TestTransportL55_EndsWithinASecond(t *testing.T) {
+	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
+	r := startRegistry(t, v, testregistry.Options{})
+	r.Down()
+	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p.ready()
+	p.mount("/image", v.bootstrap, registryConfig(r, shortDir(t), ""))
+	_, c := p.guest()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	done := make(chan error, 1)
+	file := someFile(t, v)
+	go func() { done <- tryFile(ctx, c, "/image", file) }()
+	waitUntil(t, "the read waits", func() bool {
+		_, body := p.call("GET", "/debug/inflight", "")
+		return strings.Contains(body, `"READ"`)
+	})
+	p.stop(syscall.SIGTERM) // which has a second
+	if _, err := os.Lstat(p.sock); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+	cancel() // a front-end whose back-end is gone waits for ever
+	<-done
 }

@@ -99,7 +99,7 @@ func TestNewTableRefuses(t *testing.T) {
 	}
 }
 
-func TestL27_RegionAtAddressZero(t *testing.T) {
+func TestTransportL27_RegionAtAddressZero(t *testing.T) {
 	tab := table(t, nil, guestmem.Source{Region: region(0, 0, 2*page, page), FD: memFile(t, 3)})
 	defer tab.Release()
 	b, err := tab.User(0, 16)
@@ -141,9 +141,9 @@ func TestUserAddressStaysInOneRegion(t *testing.T) {
 	}
 }
 
-// TestL28_RangeOverRegionBorders: guest pages 0,1 | 2 | hole | 4 are in regions
+// TestTransportL28_RangeOverRegionBorders: guest pages 0,1 | 2 | hole | 4 are in regions
 // of their own, in another order in the file.
-func TestL28_RangeOverRegionBorders(t *testing.T) {
+func TestTransportL28_RangeOverRegionBorders(t *testing.T) {
 	fd := memFile(t, 8)
 	tab := table(t, nil,
 		guestmem.Source{Region: region(0, 0x100000, 2*page, 4*page), FD: fd},
@@ -245,7 +245,7 @@ func TestAppendJoinsOnlyWithinARegion(t *testing.T) {
 	}
 }
 
-func TestL25_UnchangedRegionKeepsItsMapping(t *testing.T) {
+func TestTransportL25_UnchangedRegionKeepsItsMapping(t *testing.T) {
 	fd, other := memFile(t, 4), memFile(t, 4)
 	a := guestmem.Source{Region: region(0, 0x1000, 2*page, 0), FD: fd}
 	old := table(t, nil, a)
@@ -288,7 +288,7 @@ func TestL25_UnchangedRegionKeepsItsMapping(t *testing.T) {
 	}
 }
 
-func TestL26_UnmappedWithTheLastReference(t *testing.T) {
+func TestTransportL26_UnmappedWithTheLastReference(t *testing.T) {
 	fd := memFile(t, 4)
 	keep := guestmem.Source{Region: region(0, 0, page, 0), FD: fd}
 	tab := table(t, nil, keep, guestmem.Source{Region: region(page, page, page, 2*page), FD: fd})
@@ -326,7 +326,7 @@ func TestFailedTableLeavesNothingMapped(t *testing.T) {
 	}
 }
 
-func TestL29_HugePagesWithOffset(t *testing.T) {
+func TestTransportL29_HugePagesWithOffset(t *testing.T) {
 	const huge = 2 << 20
 	fd, err := unix.MemfdCreate("guestmem-huge", unix.MFD_CLOEXEC|unix.MFD_HUGETLB)
 	if err != nil {
@@ -352,7 +352,7 @@ func TestL29_HugePagesWithOffset(t *testing.T) {
 	tab.Release() // munmap panics if its length is not in huge pages
 }
 
-func TestL30_TruncatedFileIsAnError(t *testing.T) {
+func TestTransportL30_TruncatedFileIsAnError(t *testing.T) {
 	fd := memFile(t, 4)
 	tab := table(t, nil, guestmem.Source{Region: region(0x40000, 0, 4*page, 0), FD: fd})
 	defer tab.Release()

@@ -12,8 +12,8 @@ import (
 	"github.com/rafsd/rafsd/vhostuser/ringmem"
 )
 
-// TestL40_StoresTouchTwoBytes puts the word between bytes that are not ours.
-func TestL40_StoresTouchTwoBytes(t *testing.T) {
+// TestTransportL40_StoresTouchTwoBytes puts the word between bytes that are not ours.
+func TestTransportL40_StoresTouchTwoBytes(t *testing.T) {
 	stores := map[string]func(*uint16, uint16){
 		"StoreRelease16": ringmem.StoreRelease16,
 		"StoreFence16":   ringmem.StoreFence16,

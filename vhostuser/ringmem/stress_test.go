@@ -182,9 +182,9 @@ func produce(r *stressRing, items, kick, call int) error {
 	return nil
 }
 
-// TestL39_NoLostWakeUps passes items between two processes. RAFSD_LONG=1 passes
+// TestTransportL39_NoLostWakeUps passes items between two processes. RAFSD_LONG=1 passes
 // 10^8 of them.
-func TestL39_NoLostWakeUps(t *testing.T) {
+func TestTransportL39_NoLostWakeUps(t *testing.T) {
 	items := 150_000
 	if os.Getenv("RAFSD_LONG") == "1" {
 		items = 100_000_000

@@ -114,8 +114,8 @@ func (k *talk) expectLog(want ...string) {
 	}
 }
 
-// TestL14_VringRunsAsSoonAsAllIsThere: whichever message comes last starts it.
-func TestL14_VringRunsAsSoonAsAllIsThere(t *testing.T) {
+// TestTransportL14_VringRunsAsSoonAsAllIsThere: whichever message comes last starts it.
+func TestTransportL14_VringRunsAsSoonAsAllIsThere(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	type step func(k *talk)
 	steps := map[string]step{
@@ -244,8 +244,8 @@ func openFDs(t testing.TB) int {
 	return len(e)
 }
 
-// TestL06_AllDescriptorsAreClosed: those kept, those replaced, those refused.
-func TestL06_AllDescriptorsAreClosed(t *testing.T) {
+// TestTransportL06_AllDescriptorsAreClosed: those kept, those replaced, those refused.
+func TestTransportL06_AllDescriptorsAreClosed(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	before := openFDs(t)
 	k := newTalk(t, 2, []byte("space"))

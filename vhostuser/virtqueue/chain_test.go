@@ -142,8 +142,8 @@ func TestIndirectTableOverARegionBorder(t *testing.T) {
 	}
 }
 
-// TestL42_HostileChains: each of these breaks the queue, none takes long.
-func TestL42_HostileChains(t *testing.T) {
+// TestTransportL42_HostileChains: each of these breaks the queue, none takes long.
+func TestTransportL42_HostileChains(t *testing.T) {
 	table := func(at uint64, d *vqtest.Driver, descs ...vqtest.Desc) {
 		x := d.Table(tableAt, at, descs...)
 		d.Desc(0, x)

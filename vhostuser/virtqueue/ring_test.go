@@ -16,9 +16,9 @@ func offer(d *vqtest.Driver, head uint16) {
 	d.Offer(head)
 }
 
-// TestL37_L41_RingSimulation runs both ends in one goroutine, so that a failure
+// TestTransportL37_L41_RingSimulation runs both ends in one goroutine, so that a failure
 // replays from its seed. Positions start just below the wrap.
-func TestL37_L41_RingSimulation(t *testing.T) {
+func TestTransportL37_L41_RingSimulation(t *testing.T) {
 	for seed := range uint64(40) {
 		b := newBed(t)
 		rng := rand.New(rand.NewPCG(seed, 0))
@@ -92,7 +92,7 @@ func TestL37_L41_RingSimulation(t *testing.T) {
 	}
 }
 
-func TestL38_SignalAtUsedEvent(t *testing.T) {
+func TestTransportL38_SignalAtUsedEvent(t *testing.T) {
 	for _, start := range []uint16{0, 65533} {
 		b := newBed(t)
 		d, q := b.queue(t, 16, start, true)
@@ -249,7 +249,7 @@ func TestKickSuppression(t *testing.T) {
 	}
 }
 
-func TestL40_AvailEventStoreTouchesTwoBytes(t *testing.T) {
+func TestTransportL40_AvailEventStoreTouchesTwoBytes(t *testing.T) {
 	b := newBed(t)
 	d, q := b.queue(t, 8, 0x1234, true)
 	end := d.UsedAt + 4 + 8*8

@@ -102,7 +102,7 @@ func TestConnCarriesMessagesWithDescriptors(t *testing.T) {
 	}
 }
 
-func TestL07_MessageInOneByteWrites(t *testing.T) {
+func TestTransportL07_MessageInOneByteWrites(t *testing.T) {
 	c, peer := pair(t)
 	fd, ino := tempFD(t)
 	raw := message(wire.SetFeatures, wire.FlagVersion, wire.AppendU64(nil, 0x1122334455667788))
@@ -129,7 +129,7 @@ func TestL07_MessageInOneByteWrites(t *testing.T) {
 	}
 }
 
-func TestL08_TwoMessagesInOneWrite(t *testing.T) {
+func TestTransportL08_TwoMessagesInOneWrite(t *testing.T) {
 	c, peer := pair(t)
 	fd1, ino1 := tempFD(t)
 	fd2, ino2 := tempFD(t)
