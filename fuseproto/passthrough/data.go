@@ -134,7 +134,7 @@ func (fs *FS) Write(op *fuseproto.Op, id uint64, in *fuseproto.WriteIn, data fus
 	if f.appends && in.WriteFlags&fuseproto.WriteCache == 0 && fs.writing() {
 		n, err = fs.appendOnce(op, f, in, data)
 	} else {
-		n, err = fs.write(f, in, data)
+		n, err = fs.write(f, in, data, 0)
 	}
 	if err != nil || f.sync == syncNone || n == 0 {
 		return n, err
@@ -150,7 +150,9 @@ func (fs *FS) Write(op *fuseproto.Op, id uint64, in *fuseproto.WriteIn, data fus
 // was opened for appending.
 const rwfNoAppend = 0x20
 
-func (fs *FS) write(f *file, in *fuseproto.WriteIn, data fuseproto.Payload) (uint32, error) {
+// write writes what is behind the first done bytes of data, and returns how many bytes
+// of it are written then.
+func (fs *FS) write(f *file, in *fuseproto.WriteIn, data fuseproto.Payload, done int) (uint32, error) {
 	v := vectorPool.Get().(*vectors)
 	defer v.free()
 	var err error
@@ -162,12 +164,11 @@ func (fs *FS) write(f *file, in *fuseproto.WriteIn, data fuseproto.Payload) (uin
 		flags = rwfNoAppend // a dirty page, whichever file it was written back by
 	}
 	if in.WriteFlags&fuseproto.WriteKillSuidgid == 0 || !hasSetID(f.d.fd) {
-		n, err := writeAll(v, f.d.fd, int64(in.Offset), data.Len(), flags)
-		return n, err
+		return writeAll(v, f.d.fd, int64(in.Offset), done, data.Len(), flags)
 	}
 	var n uint32
 	err = withoutFsetid(true, func() (err error) {
-		n, err = writeAll(v, f.d.fd, int64(in.Offset), data.Len(), flags)
+		n, err = writeAll(v, f.d.fd, int64(in.Offset), done, data.Len(), flags)
 		return err
 	})
 	return n, err
@@ -183,10 +184,9 @@ func hasSetID(fd int) bool {
 	return st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0
 }
 
-// writeAll writes size bytes, or as many as it can: an error behind the first of
-// them is for the next write to find.
-func writeAll(v *vectors, fd int, off int64, size, flags int) (uint32, error) {
-	n := 0
+// writeAll writes bytes n to size, or as many as it can: an error behind the first byte
+// of all is for the next write to find.
+func writeAll(v *vectors, fd int, off int64, n, size, flags int) (uint32, error) {
 	for n < size {
 		if v.load(v.segs, n) == 0 {
 			break

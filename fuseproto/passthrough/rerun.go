@@ -25,7 +25,7 @@ import (
 //	UNLINK RMDIR REMOVEXATTR     what is not there any more is removed
 //	RENAME                       done if the target is what the source was
 //	SETXATTR with CREATE         ours if the value is
-//	WRITE that appends           done as far as the file has grown
+//	WRITE that appends           done as far as the file has grown; the rest is written
 //	FALLOCATE that moves data    done if the file has its new length
 //	TMPFILE                      made again: the first one went with its descriptor
 //
@@ -259,19 +259,20 @@ func (fs *FS) appendOnce(op *fuseproto.Op, f *file, in *fuseproto.WriteIn, data 
 	if err := statFD(f.d.fd, &st); err != nil {
 		return 0, err
 	}
+	done := 0 // a process that is killed may have written a part
 	if r.again() {
 		before, most := r.before(0), uint64(data.Len())
 		switch {
-		case st.Size == before:
-		case st.Size > before && st.Size <= before+most:
-			n := st.Size - before
-			return uint32(n), r.result(nil, n, 0)
+		case st.Size == before+most:
+			return uint32(most), r.result(nil, most, 0)
+		case st.Size >= before && st.Size < before+most:
+			done = int(st.Size - before)
 		default:
 			return 0, r.result(unclear("%d bytes were to be appended to %d, the file has %d", most, before, st.Size), 0, 0)
 		}
 	}
 	r.executing(st.Size)
-	n, err := fs.write(f, in, data)
+	n, err := fs.write(f, in, data, done)
 	return n, r.result(err, uint64(n), 0)
 }
 

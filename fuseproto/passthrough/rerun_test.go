@@ -356,6 +356,17 @@ func rerunCaseOf(name string) *rerunCase {
 	panic(name)
 }
 
+// A process that is killed in the middle of an append has written a part of it; the
+// next one writes the rest.
+func TestAppendGoesOn(t *testing.T) {
+	l, s := newRerunLine(t, passthrough.Options{})
+	node, parts := rerunCaseOf("WRITE that appends").parts(s)
+	r := l.crash(dieBeforeCall, func() { l.hostWrite("a", "content of a mo") }, fuseproto.OpWrite, node, 8, parts...)
+	if n := le.Uint32(l.ok(r).Body); n != 5 || l.hostRead("a") != "content of a more" {
+		t.Errorf("%d bytes written, the file has %q", n, l.hostRead("a"))
+	}
+}
+
 // What somebody else has made meanwhile is not taken for ours.
 func TestWhatOthersMadeIsNotOurs(t *testing.T) {
 	needRoot(t)

@@ -111,16 +111,7 @@ func (fs *FS) wipe() {
 		return
 	}
 	s.leftover = false
-	for i := range s.head.nodesUsed.Load() {
-		if i > 0 {
-			s.node(i).id.Store(0)
-		}
-	}
-	for i := range s.head.filesUsed.Load() {
-		s.file(i).id.Store(0)
-	}
-	s.head.nodesUsed.Store(1)
-	s.head.filesUsed.Store(1)
+	s.clear()
 	if err := s.record.Each(s.key, func(key string, _ []byte, fds []int) error {
 		closeAll(fds)
 		return s.record.Delete(key)
@@ -560,6 +551,7 @@ func (fs *FS) closeSuccession() error {
 		return nil
 	}
 	fs.wipe() // if there never was a session
+	s.clear() // the memory itself stays mapped
 	if err := s.record.DropMemory(s.key + "nodes"); err != nil {
 		return err
 	}

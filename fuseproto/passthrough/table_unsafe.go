@@ -138,6 +138,23 @@ func openTables(r record.Record, key string) (*tables, error) {
 	return t, nil
 }
 
+// clear makes every slot free and gives the memory back. Nobody else uses the tables.
+func (t *tables) clear() {
+	clear(t.nodes[nodeSlotSize:tablePage])
+	clear(t.files[:tablePage])
+	for _, b := range [][]byte{t.nodes, t.files} {
+		if unix.Madvise(b[tablePage:], unix.MADV_REMOVE) != nil {
+			clear(b[tablePage:min(len(b), int(max(t.head.nodesUsed.Load(), t.head.filesUsed.Load())+1)*nodeSlotSize+tablePage)])
+		}
+	}
+	t.freeNodes, t.freeFiles = 0, 0
+	t.head.nodesUsed.Store(1)
+	t.head.filesUsed.Store(1)
+}
+
+// tablePage is a multiple of the page size of any machine of ours.
+const tablePage = 64 << 10
+
 func (t *tables) node(i uint32) *nodeSlot {
 	return (*nodeSlot)(unsafe.Pointer(&t.nodes[int(i)*nodeSlotSize]))
 }
