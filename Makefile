@@ -68,8 +68,9 @@ bench: build ## benchmarks of the library, then rafsd beside virtiofsd and a nul
 	$(GO) run ./internal/vmm/cmd/vmmbench -compare -passthrough -rafsd $(BIN)/rafsd
 
 .PHONY: soak
-soak: ## long random load (10^6 requests and more)
+soak: ## long random load (10^6 requests and more; half an hour of guests that come and go while workers die)
 	RAFSD_LONG=1 $(GO) test -count=1 -timeout 120m ./internal/e2e ./vhostuser/... ./internal/vmm/...
+	RAFSD_SOAK=30m $(GO) test -count=1 -timeout 60m -v -run TestSoak ./cmd/rafsd
 
 .PHONY: clean
 clean: ## remove what was built

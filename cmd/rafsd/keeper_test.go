@@ -96,14 +96,19 @@ func (l *imageLoad) end(t *testing.T) {
 // TestTransportL48: the worker is killed at random points under load. Every request
 // is answered once (the front-end checks that), the data are right, and the VMM sees
 // no message.
-func TestTransportL48_WorkerKilled(t *testing.T) {
+func TestTransportL48_WorkerKilled(t *testing.T) { workerKilled(t) }
+
+// TestTransportL48_OneProcessor is the same where the scheduler has one to give.
+func TestTransportL48_OneProcessor(t *testing.T) { workerKilled(t, "GOMAXPROCS=1") }
+
+func workerKilled(t *testing.T, env ...string) {
 	kills, most := 40, 40*time.Millisecond
 	if os.Getenv("RAFSD_LONG") == "1" {
 		kills = 5000
 	}
 	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
 	work := shortDir(t)
-	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p := launch(t, options{env: env}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
 	p.ready()
 	p.mount("/rafs/image", v.bootstrap, localConfig(v.blobs, work))
 	vm, c := p.guest()
