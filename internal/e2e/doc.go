@@ -8,5 +8,6 @@
 //
 // Without packages to boot a guest from the guest tests skip loudly; where
 // RAFSD_REQUIRE_GUEST=1 (CI) they fail instead. RAFSD_MATRIX=1 adds every guest
-// that we know, RAFSD_LONG=1 long forms.
+// that we know, RAFSD_LONG=1 long forms, and RAFSD_SHARE_ON says on which file system
+// the folders lie that are shared.
 package e2e

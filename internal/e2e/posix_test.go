@@ -18,10 +18,23 @@ func TestPosixInGuest(t *testing.T) {
 	posixInGuest(t, c, d.Socket)
 }
 
-// sharedDir is a directory to share, on a file system that does what Linux's own do.
+// sharedDir is a directory to share, on a file system that does what Linux's own do:
+// that of temporary files, or the one of $RAFSD_SHARE_ON.
 func sharedDir(t *testing.T) string {
 	t.Helper()
-	return t.TempDir()
+	on := os.Getenv("RAFSD_SHARE_ON")
+	if on == "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(on, "shared")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func posixInGuest(t *testing.T, c testguest.Config, socket string, env ...string) {

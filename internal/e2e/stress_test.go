@@ -24,11 +24,11 @@ func TestMatrixStress(t *testing.T) {
 		t.Skip("long: make test-matrix")
 	}
 	uml, qemu := testguest.Config{Kind: testguest.UML}, testguest.Config{Kind: testguest.QEMU}
-	run := func(name string, c testguest.Config, dir func(t *testing.T) string) {
+	run := func(name string, c testguest.Config, dir func(t *testing.T) string, not ...string) {
 		t.Run(c.String()+"/"+name, func(t *testing.T) {
 			c := testguest.Need(t, c)
 			d := start(t, "--tag", tag, "--shared-dir", dir(t))
-			stressInGuest(t, c, d.Socket)
+			stressInGuest(t, c, d.Socket, append(not, notStressed...))
 		})
 	}
 	run("disk", uml, sharedDir)
@@ -39,11 +39,11 @@ func TestMatrixStress(t *testing.T) {
 		}
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		return dir
-	})
+	}, "fpunch") // fails on the host's tmpfs itself: it may see half a write
 	run("disk", qemu, sharedDir)
 }
 
-func stressInGuest(t *testing.T, c testguest.Config, socket string) {
+func stressInGuest(t *testing.T, c testguest.Config, socket string, not []string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	stress, err := testguest.Program(ctx, "stress-ng", "")
@@ -56,7 +56,7 @@ func stressInGuest(t *testing.T, c testguest.Config, socket string) {
 	for i, w := range words {
 		words[i] = strings.Replace(w, host, dir, 1)
 	}
-	words = append(words, "--class", "filesystem", "--exclude", strings.Join(notStressed, ","),
+	words = append(words, "--class", "filesystem", "--exclude", strings.Join(not, ","),
 		"--cache-size", "1M", "--sequential", "1", "--timeout", "3", "--verify", "--temp-path", "/mnt")
 	c.Timeout = 15 * time.Minute
 	c.Files = map[string]string{dir: host}
