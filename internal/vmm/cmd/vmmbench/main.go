@@ -3,6 +3,7 @@
 //
 //	vmmbench -compare -rafsd bin/rafsd
 //	vmmbench -compare -passthrough -rafsd bin/rafsd
+//	vmmbench -scale -rafsd bin/rafsd -svg scaling.svg
 //	vmmbench -dir /srv -file big -backend 'a=virtiofsd --socket-path {sock} --shared-dir {dir}' -null
 //
 // It measures in rounds; in each, every back-end gets each kind of load once, in
@@ -32,6 +33,8 @@ import (
 type settings struct {
 	compare  bool
 	through  bool
+	scaling  bool
+	svg      string
 	files    int
 	rafsd    string
 	backends []spec
@@ -79,6 +82,8 @@ func parse(args []string) (*settings, error) {
 	f := flag.NewFlagSet("vmmbench", flag.ContinueOnError)
 	f.BoolVar(&s.compare, "compare", false, "make a file and an image of it, and compare rafsd, virtiofsd and the null back-end")
 	f.BoolVar(&s.through, "passthrough", false, "with -compare: both share the same kind of folder, and are written to, with each cache mode")
+	f.BoolVar(&s.scaling, "scale", false, "measure rafsd alone, by request queues and requests in flight")
+	f.StringVar(&s.svg, "svg", "", "with -scale: draw it into this `file`")
 	f.IntVar(&s.files, "files", 10_000, "how many small files are made, renamed and removed in each round of -passthrough")
 	f.StringVar(&s.work, "work", "", "the `folder` below which everything is made (default that of temporary files)")
 	f.StringVar(&s.rafsd, "rafsd", "", "the `program` to compare")
@@ -111,13 +116,15 @@ func parse(args []string) (*settings, error) {
 		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	case s.rounds < 2:
 		return nil, fmt.Errorf("-rounds %d: the first does not count, so at least 2", s.rounds)
+	case s.scaling && (s.compare || s.rafsd == ""):
+		return nil, errScale
 	case s.compare && s.rafsd == "":
 		return nil, errors.New("-compare needs -rafsd")
 	case s.through && !s.compare:
 		return nil, errors.New("-passthrough is a kind of -compare")
 	case s.files < 1:
 		return nil, fmt.Errorf("-files %d: at least 1", s.files)
-	case !s.compare && len(s.backends) == 0 && !s.null:
+	case !s.compare && !s.scaling && len(s.backends) == 0 && !s.null:
 		return nil, errors.New("nothing to measure: -compare, -backend or -null")
 	}
 	return s, nil

@@ -30,7 +30,7 @@ func TestParse(t *testing.T) {
 	if b.name != "a" || b.queues != 4 || strings.Join(b.argv, "|") != "prog|--x|{sock}" || len(s.queues) != 2 || s.queues[1] != 4 {
 		t.Errorf("parse = %+v", s)
 	}
-	for _, bad := range []string{"", "-compare", "-null -rounds 1", "-null -queues 0", "-null -queues x", "-null stray", "-null -passthrough", "-null -files 0", "-backend =x", "-backend a=", "-backend a@b=c"} {
+	for _, bad := range []string{"", "-compare", "-null -rounds 1", "-null -queues 0", "-null -queues x", "-null stray", "-null -passthrough", "-scale", "-scale -compare -rafsd x", "-null -files 0", "-backend =x", "-backend a=", "-backend a@b=c"} {
 		if _, err := parse(strings.Fields(bad)); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
@@ -118,6 +118,32 @@ func TestSpread(t *testing.T) {
 	}{{[]float64{2}, 2, 2, 2}, {[]float64{3, 1, 2}, 2, 1, 3}, {[]float64{4, 1, 2, 3}, 2.5, 1, 4}} {
 		if m, l, g := spread(tt.v); m != tt.median || l != tt.least || g != tt.greatest {
 			t.Errorf("spread(%v) = %v %v %v, want %v %v %v", tt.v, m, l, g, tt.median, tt.least, tt.greatest)
+		}
+	}
+}
+
+// TestDrawScale: a line for each number of queues in each panel, and nothing outside of
+// the picture.
+func TestDrawScale(t *testing.T) {
+	var samples []sample
+	for _, r := range scaleRows() {
+		for round := range 3 {
+			samples = append(samples, sample{row: r, backend: "rafsd", round: round,
+				Result: &vmm.Result{Requests: uint64(1000 * r.inFlight * r.queues), Elapsed: time.Second}})
+		}
+	}
+	svg := drawScale(samples)
+	if n := strings.Count(svg, "<polyline"); n != 3*len(scaleQueues) {
+		t.Errorf("%d lines, want %d", n, 3*len(scaleQueues))
+	}
+	for _, bad := range []string{"NaN", "Inf", `"-`, ",-"} {
+		if strings.Contains(svg, bad) {
+			t.Errorf("the picture has %s:\n%s", bad, svg)
+		}
+	}
+	for v, want := range map[float64]float64{0: 1, 1: 1, 37: 40, 401: 600, 999: 1000} {
+		if got := niceAbove(v); got != want {
+			t.Errorf("niceAbove(%v) = %v, want %v", v, got, want)
 		}
 	}
 }

@@ -91,6 +91,9 @@ func run(ctx context.Context, s *settings) error {
 		return err
 	}
 	defer os.RemoveAll(work)
+	if s.scaling {
+		return s.scale(ctx, work)
+	}
 	if s.through {
 		return s.shareBoth(ctx, work)
 	}
