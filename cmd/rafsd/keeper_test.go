@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -494,4 +497,38 @@ func TestTransportL50_PoisonByTheDaemon(t *testing.T) {
 		t.Errorf("the request that was there each time: %v, want EIO", err)
 	}
 	checkFile(t, c, "/other", file)
+}
+
+// TestWorkerGoesWithItsKeeper: also when that is killed, and who reads the keeper's
+// output to its end does not wait for a worker.
+func TestWorkerGoesWithItsKeeper(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := launch(t, options{stderr: w}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.ready()
+	worker := p.worker(0)
+	for fd, want := range map[string]string{"0": os.DevNull, "1": os.DevNull} {
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", worker, fd)); err != nil || got != want {
+			t.Errorf("descriptor %s of the worker is %s, %v", fd, got, err)
+		}
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		t.Errorf("the output does not end: %v", err)
+	}
+	waitUntil(t, "the worker is gone", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", worker))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 }
