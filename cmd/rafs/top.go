@@ -29,7 +29,7 @@ func (c *ctl) top() *cobra.Command {
 		Use:   "top",
 		Short: "Show what the daemon does, live",
 		Long: `Show what the daemon does: rates and latencies of each queue and each image, hits and
-misses, bytes fetched. In a terminal the view is renewed until the command is
+misses, bytes fetched, and the rates of directories. In a terminal the view is renewed until the command is
 interrupted; elsewhere, with --once or with --json, it is one of one interval.
 
 Latencies are those of the daemon: from when a request is taken from the queue until
@@ -110,6 +110,7 @@ type queueView struct {
 	Broken   uint64  `json:"broken"` // since the start
 }
 
+// mountView is of an image; of a directory only the rate is known.
 type mountView struct {
 	Mountpoint string  `json:"mountpoint"`
 	Rate       float64 `json:"requests_per_second"`
@@ -120,6 +121,8 @@ type mountView struct {
 	Hits       float64 `json:"hits_per_second"`
 	Misses     float64 `json:"misses_per_second"`
 	Fetched    float64 `json:"fetched_bytes_per_second"`
+
+	directory bool
 }
 
 func newView(before, now *mountv1.MetricsResponse) view {
@@ -171,6 +174,13 @@ func newView(before, now *mountv1.MetricsResponse) view {
 			Misses: per(old.GetPartialHits(), m.GetPartialHits()), Fetched: per(old.GetBackendBytes(), m.GetBackendBytes()),
 		})
 	}
+	directories := make(map[string]uint64)
+	for _, m := range before.GetDirectories() {
+		directories[m.GetMountpoint()] = m.GetRequests()
+	}
+	for _, m := range now.GetDirectories() {
+		v.Mounts = append(v.Mounts, mountView{Mountpoint: m.GetMountpoint(), Rate: per(directories[m.GetMountpoint()], m.GetRequests()), directory: true})
+	}
 	return v
 }
 
@@ -197,8 +207,12 @@ func (v *view) print(out io.Writer) {
 	t.Flush()
 	fmt.Fprintln(out)
 	t = tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "REQUESTS/s\tP50\tP99\tERRORS/s\tREAD\tHITS/s\tMISSES/s\tFETCHED\t  IMAGE")
+	fmt.Fprintln(t, "REQUESTS/s\tP50\tP99\tERRORS/s\tREAD\tHITS/s\tMISSES/s\tFETCHED\t  MOUNT")
 	for _, m := range v.Mounts {
+		if m.directory {
+			fmt.Fprintf(t, "%.0f\t-\t-\t-\t-\t-\t-\t-\t  %s\n", m.Rate, m.Mountpoint)
+			continue
+		}
 		fmt.Fprintf(t, "%.0f\t%s\t%s\t%.0f\t%s/s\t%.0f\t%.0f\t%s/s\t  %s\n", m.Rate, short(m.P50), short(m.P99), m.Errors,
 			bytesOf(m.Read), m.Hits, m.Misses, bytesOf(m.Fetched), m.Mountpoint)
 	}

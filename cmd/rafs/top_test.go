@@ -24,6 +24,8 @@ func TestView(t *testing.T) {
 		UnixNanos: 3e9,
 		Queues:    []*mountv1.QueueMetrics{{}, {Queue: 1, Requests: 3000, Batches: 1000, Waiting: 2, PollHits: 6, PollMisses: 2, Latency: spread(3, 3000)}},
 		Images:    []*mountv1.ImageMetrics{{Mountpoint: "/a", Requests: 30, DataRead: 8192}, {Mountpoint: "/b", Requests: 4}},
+
+		Directories: []*mountv1.DirectoryMetrics{{Mountpoint: "/d", Requests: 6}},
 	}
 	v := newView(before, now)
 	q := v.Queues[1]
@@ -33,7 +35,7 @@ func TestView(t *testing.T) {
 	if low, high := vhostuser.LatencyLimit(2).Seconds(), vhostuser.LatencyLimit(3).Seconds(); q.P50 < low || q.P50 > high || q.P99 < q.P50 || q.P99 > high {
 		t.Errorf("p50 %v, p99 %v, want from %v to %v", q.P50, q.P99, low, high)
 	}
-	if len(v.Mounts) != 2 || v.Mounts[0].Rate != 10 || v.Mounts[0].Read != 2048 || v.Mounts[1].Rate != 2 {
+	if len(v.Mounts) != 3 || v.Mounts[2].Rate != 3 || v.Mounts[0].Rate != 10 || v.Mounts[0].Read != 2048 || v.Mounts[1].Rate != 2 {
 		t.Errorf("mounts %+v", v.Mounts)
 	}
 	again := newView(now, &mountv1.MetricsResponse{UnixNanos: 4e9, Queues: []*mountv1.QueueMetrics{{}, {Queue: 1, Requests: 7, Latency: spread(1, 7)}}})

@@ -134,8 +134,21 @@ func TestMetricsPage(t *testing.T) {
 	if _, err := p.mountAPI().Mount(testContext(t), mountRequest(at, v.bootstrap, localConfig(v.blobs, shortDir(t)))); err != nil {
 		t.Fatal(err)
 	}
+	dir := shortDir(t)
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := p.mountDir("/dir", dir); status != 204 {
+		t.Fatalf("mount of a directory: %d %s", status, body)
+	}
 	_, c := p.guest()
 	checkFile(t, c, at, someFile(t, v))
+	if _, err := readFile(testContext(t), c, "/dir/file"); err != nil {
+		t.Error(err)
+	}
+	if n := p.metric(`rafsd_directory_requests_total{mountpoint="/dir"}`); n < 3 {
+		t.Errorf("%v requests to the directory by the metrics", n)
+	}
 	status, body := p.call("GET", "/metrics", "")
 	if status != 200 {
 		t.Fatal(status)

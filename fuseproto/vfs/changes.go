@@ -86,6 +86,8 @@ type MountInfo struct {
 	Since time.Time
 	// Cookies are those of the names of Path, from the top.
 	Cookies []uint64
+	// Requests is how many requests have come to it in this process.
+	Requests uint64
 }
 
 // New returns a tree without a mount. Mount ids begin behind lastID, the last
@@ -307,7 +309,9 @@ func (v *FS) LastID() uint32 {
 	return v.nextID - 1
 }
 
-func (m *mount) info() MountInfo { return MountInfo{m.id, m.path, m.fs, m.since, m.cookies} }
+func (m *mount) info() MountInfo {
+	return MountInfo{m.id, m.path, m.fs, m.since, m.cookies, m.gate.came()}
+}
 
 // mayChange returns an error if the tree is fixed. v.changes is held.
 func (v *FS) mayChange(path string) error {

@@ -86,7 +86,7 @@ func (m *mount) entry(e *fuseproto.Entry) error {
 // time seldom write the same cache line.
 const gateShards = 8
 
-// gate counts the requests in a mount and is shut once.
+// gate counts the requests in a mount, and those that ever were, and is shut once.
 //
 // A request enters before it uses the mount and leaves after. shut returns when
 // no request is in it and none can enter any more. A request adds itself first
@@ -96,16 +96,28 @@ type gate struct {
 	isShut atomic.Bool
 	left   chan struct{} // a request has left a shut gate; 1 buffered
 	in     [gateShards]struct {
-		n atomic.Int64
+		// The lower gateInBits are the requests that are in, the others those that
+		// have come, modulo what there is room for: one addition counts both.
+		n atomic.Uint64
 		_ [56]byte
 	}
 }
 
+const (
+	gateInBits = 24 // no device has that many requests in flight
+	gateInMask = 1<<gateInBits - 1
+)
+
 func (g *gate) init() { g.left = make(chan struct{}, 1) }
 
-// enter counts a request, or returns false if the gate is shut.
-func (g *gate) enter(shard uint32) bool {
-	g.in[shard%gateShards].n.Add(1)
+// enter counts a request, or returns false if the gate is shut. One that comes again,
+// having had to wait, is not counted anew among those that ever were.
+func (g *gate) enter(shard uint32, again bool) bool {
+	one := uint64(1<<gateInBits | 1)
+	if again {
+		one = 1
+	}
+	g.in[shard%gateShards].n.Add(one)
 	if g.isShut.Load() {
 		g.leave(shard)
 		return false
@@ -115,7 +127,7 @@ func (g *gate) enter(shard uint32) bool {
 
 // leave ends what enter with the same shard began.
 func (g *gate) leave(shard uint32) {
-	if g.in[shard%gateShards].n.Add(-1) == 0 && g.isShut.Load() {
+	if g.in[shard%gateShards].n.Add(^uint64(0))&gateInMask == 0 && g.isShut.Load() {
 		select {
 		case g.left <- struct{}{}:
 		default:
@@ -123,11 +135,19 @@ func (g *gate) leave(shard uint32) {
 	}
 }
 
+// came returns how many requests have come.
+func (g *gate) came() (n uint64) {
+	for i := range g.in {
+		n += g.in[i].n.Load() >> gateInBits
+	}
+	return n
+}
+
 // shut lets nobody in any more and waits until all have left.
 func (g *gate) shut() {
 	g.isShut.Store(true)
 	for i := range g.in {
-		for g.in[i].n.Load() != 0 {
+		for g.in[i].n.Load()&gateInMask != 0 {
 			<-g.left
 		}
 	}

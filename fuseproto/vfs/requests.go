@@ -24,7 +24,7 @@ func (v *FS) enter(op *fuseproto.Op, node uint64) (*mount, uint64, error) {
 		if m == nil {
 			return nil, 0, syscall.ESTALE
 		}
-		if m.gate.enter(op.Shard()) {
+		if m.gate.enter(op.Shard(), op.MayBlock()) {
 			return m, index, nil
 		}
 		// It was removed from the table before its gate was shut: look again.
@@ -147,7 +147,7 @@ func (v *FS) Lookup(op *fuseproto.Op, dir uint64, name []byte, out *fuseproto.En
 // not count references to its own. Those of mounts that are gone mean nothing.
 func (v *FS) Forget(node, nlookup uint64) {
 	m, index := v.table.Load().find(node)
-	if m == nil || index == m.root || !m.gate.enter(uint32(node)) {
+	if m == nil || index == m.root || !m.gate.enter(uint32(node), false) {
 		return
 	}
 	defer m.gate.leave(uint32(node))

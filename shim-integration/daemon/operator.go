@@ -36,6 +36,7 @@ type ImageSummary struct {
 // DirectorySummary are the figures of a directory of the host.
 type DirectorySummary struct {
 	Mountpoint string
+	Requests   uint64 // that have come to it
 	passthrough.Stats
 }
 
@@ -49,7 +50,7 @@ func (d *Daemon) Summaries() (images []ImageSummary, directories []DirectorySumm
 	}
 	for _, m := range d.tree.List() {
 		if fs, ok := m.FS.(*passthrough.FS); ok {
-			directories = append(directories, DirectorySummary{m.Path, fs.Stats()})
+			directories = append(directories, DirectorySummary{m.Path, m.Requests, fs.Stats()})
 		}
 	}
 	return images, directories

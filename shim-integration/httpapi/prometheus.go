@@ -185,14 +185,15 @@ func (p *page) images(all []daemon.ImageSummary) {
 
 func (p *page) directories(all []daemon.DirectorySummary) {
 	for _, m := range []struct {
-		name, help string
-		of         func(m *daemon.DirectorySummary) int
+		name, kind, help string
+		of               func(m *daemon.DirectorySummary) uint64
 	}{
-		{"nodes", "Files that the guest knows.", func(m *daemon.DirectorySummary) int { return int(m.Nodes) }},
-		{"open_files", "Files that the guest has open.", func(m *daemon.DirectorySummary) int { return int(m.OpenFiles) }},
-		{"idle_descriptors", "Descriptors kept for files in no use.", func(m *daemon.DirectorySummary) int { return int(m.Idle) }},
+		{"requests_total", "counter", "Requests to the directory.", func(m *daemon.DirectorySummary) uint64 { return m.Requests }},
+		{"nodes", "gauge", "Files that the guest knows.", func(m *daemon.DirectorySummary) uint64 { return uint64(m.Nodes) }},
+		{"open_files", "gauge", "Files that the guest has open.", func(m *daemon.DirectorySummary) uint64 { return uint64(m.OpenFiles) }},
+		{"idle_descriptors", "gauge", "Descriptors kept for files in no use.", func(m *daemon.DirectorySummary) uint64 { return uint64(m.Idle) }},
 	} {
-		p.metric("rafsd_directory_"+m.name, "gauge", m.help)
+		p.metric("rafsd_directory_"+m.name, m.kind, m.help)
 		for i := range all {
 			p.sample("rafsd_directory_"+m.name, float64(m.of(&all[i])), "mountpoint", all[i].Mountpoint)
 		}

@@ -361,7 +361,7 @@ func (d *door) Metrics(context.Context, *mountv1.MetricsRequest) (*mountv1.Metri
 	}
 	for _, m := range directories {
 		out.Directories = append(out.Directories, &mountv1.DirectoryMetrics{
-			Mountpoint: m.Mountpoint, Nodes: uint64(m.Nodes), OpenFiles: uint64(m.OpenFiles), IdleDescriptors: uint64(m.Idle),
+			Mountpoint: m.Mountpoint, Nodes: uint64(m.Nodes), OpenFiles: uint64(m.OpenFiles), IdleDescriptors: uint64(m.Idle), Requests: m.Requests,
 		})
 	}
 	return out, nil

@@ -1457,6 +1457,7 @@ type DirectoryMetrics struct {
 	Nodes           uint64                 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"` // files that the guest knows
 	OpenFiles       uint64                 `protobuf:"varint,3,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
 	IdleDescriptors uint64                 `protobuf:"varint,4,opt,name=idle_descriptors,json=idleDescriptors,proto3" json:"idle_descriptors,omitempty"` // kept for files in no use
+	Requests        uint64                 `protobuf:"varint,5,opt,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1515,6 +1516,13 @@ func (x *DirectoryMetrics) GetOpenFiles() uint64 {
 func (x *DirectoryMetrics) GetIdleDescriptors() uint64 {
 	if x != nil {
 		return x.IdleDescriptors
+	}
+	return 0
+}
+
+func (x *DirectoryMetrics) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
 	}
 	return 0
 }
@@ -1851,7 +1859,7 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\brequests\x18\t \x01(\x04R\brequests\x12\x16\n" +
 	"\x06errors\x18\n" +
 	" \x01(\x04R\x06errors\x121\n" +
-	"\alatency\x18\v \x01(\v2\x17.rafsd.mount.v1.LatencyR\alatency\"\x92\x01\n" +
+	"\alatency\x18\v \x01(\v2\x17.rafsd.mount.v1.LatencyR\alatency\"\xae\x01\n" +
 	"\x10DirectoryMetrics\x12\x1e\n" +
 	"\n" +
 	"mountpoint\x18\x01 \x01(\tR\n" +
@@ -1859,7 +1867,8 @@ const file_v1_mount_proto_rawDesc = "" +
 	"\x05nodes\x18\x02 \x01(\x04R\x05nodes\x12\x1d\n" +
 	"\n" +
 	"open_files\x18\x03 \x01(\x04R\topenFiles\x12)\n" +
-	"\x10idle_descriptors\x18\x04 \x01(\x04R\x0fidleDescriptors\"\x11\n" +
+	"\x10idle_descriptors\x18\x04 \x01(\x04R\x0fidleDescriptors\x12\x1a\n" +
+	"\brequests\x18\x05 \x01(\x04R\brequests\"\x11\n" +
 	"\x0fInflightRequest\"@\n" +
 	"\x10InflightResponse\x12,\n" +
 	"\x03ops\x18\x01 \x03(\v2\x1a.rafsd.mount.v1.InflightOpR\x03ops\"\xb2\x02\n" +
