@@ -49,6 +49,7 @@ const (
 	upgradeWithin = 2 * time.Second // nobody serves meanwhile, and there is a way back
 	quiesceWithin = 2 * time.Second
 	endWithin     = 900 * time.Millisecond
+	callWithin    = 10 * time.Second // a VMM stands still meanwhile
 )
 
 // A keeper gives up when workers do not get as far as serving several times in a
@@ -63,6 +64,7 @@ const (
 // Keeper holds what outlives a worker. Run is its life.
 type Keeper struct {
 	opts    Options
+	ctx     context.Context // of Run
 	server  *vhostuser.Server
 	store   *record.Store
 	spawner *spawner
@@ -195,7 +197,7 @@ func (k *Keeper) end() {
 // that its work is over. It returns what the worker says of it, or why there is no
 // worker. When it returns no worker is left.
 func (k *Keeper) Run(ctx context.Context, l *vhostuser.Listener) (err error) {
-	k.spawner = newSpawner()
+	k.ctx, k.spawner = ctx, newSpawner()
 	defer k.spawner.close()
 	defer k.tasks.Wait()
 	defer func() {
@@ -208,6 +210,9 @@ func (k *Keeper) Run(ctx context.Context, l *vhostuser.Listener) (err error) {
 	w, err := k.launch(k.opts.Binary, firstWithin)
 	if err != nil {
 		k.end()
+		if ctx.Err() != nil {
+			err = nil // we were told to end before it came to that
+		}
 		return errors.Join(err, l.Close())
 	}
 	if k.opts.Ready != nil {
@@ -285,6 +290,9 @@ func (k *Keeper) relaunch(ctx context.Context, binary string) (*worker, error) {
 		if err == nil {
 			return w, nil
 		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
 		pause := time.Duration(0)
 		if w != nil && w.status != nil && !w.crashed() {
 			killed++
@@ -331,7 +339,7 @@ func (k *Keeper) standby(binary string) (*worker, error) {
 // expect waits for a worker to get so far, and returns what it says; otherwise it is
 // ended.
 func (k *Keeper) expect(w *worker, want kind, within time.Duration) (text string, err error) {
-	m, err := w.wait(within)
+	m, err := w.wait(k.ctx, within)
 	if err == nil && m.Kind != want {
 		if err = m.failure(); err == nil {
 			err = fmt.Errorf("the worker says %q instead of %q: %w", m.Kind, want, errProtocol)

@@ -161,6 +161,17 @@ func TestWorkersEnd(t *testing.T) {
 	}
 }
 
+// TestEndBeforeTheFirstWorkerServes: whoever ends us does not wait for it.
+func TestEndBeforeTheFirstWorkerServes(t *testing.T) {
+	began := time.Now()
+	if _, err := run(t, "hangs", "worker 1"); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("ended after %v", took)
+	}
+}
+
 // TestFirstWorkerThatCrashes ends the keeper: nobody has been promised anything.
 func TestFirstWorkerThatCrashes(t *testing.T) {
 	if _, err := run(t, "crashes", ""); !errors.Is(err, errDied) {

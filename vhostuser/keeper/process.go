@@ -3,6 +3,7 @@ package keeper
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -153,6 +154,9 @@ func (w *worker) call(m *message) (*message, error) {
 	if err := w.send(m); err != nil {
 		return nil, err
 	}
+	// What hangs is no better than what is dead: the next one may answer.
+	timer := time.AfterFunc(callWithin, w.kill)
+	defer timer.Stop()
 	answer, ok := <-c
 	if !ok {
 		return nil, errDied
@@ -197,7 +201,7 @@ func (w *worker) hangUp() {
 }
 
 // wait waits for one of the messages with which a worker tells how far it is.
-func (w *worker) wait(within time.Duration) (*message, error) {
+func (w *worker) wait(ctx context.Context, within time.Duration) (*message, error) {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
@@ -215,6 +219,8 @@ func (w *worker) wait(within time.Duration) (*message, error) {
 		default:
 		}
 		return nil, fmt.Errorf("%w: %v", errDied, w.status)
+	case <-ctx.Done():
+		return nil, errEnded
 	case <-timer.C:
 		return nil, fmt.Errorf("the worker did not get ready within %v", within)
 	}
