@@ -307,9 +307,12 @@ func (a loaderArgs) run() error {
 			some.Wait()
 			sleep(ctx, time.Until(next))
 		}
-		for ctx.Err() == nil {
+		for {
 			each(func(at string) { call("POST", at, string(body)); mounts.Add(1) })
 			each(func(at string) { call("DELETE", at, "") })
+			if ctx.Err() != nil {
+				return
+			}
 		}
 	})
 	fmt.Println("begun")
