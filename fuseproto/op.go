@@ -153,14 +153,14 @@ func (op *Op) attach() error {
 	return nil
 }
 
-// EntryOf asks fs for the attributes of node and fills out with an entry for it
-// that the guest may not keep. It gives no reference. It uses memory of op, and
+// EntryOf asks fs for the attributes of node and fills out with an entry for it whose
+// name the guest may not keep. It gives no reference. It uses memory of op, and
 // so is only for a FileSystem that hands op on to others (package vfs).
 func (op *Op) EntryOf(fs FileSystem, node uint64, out *Entry) error {
 	op.in.getAttr, op.attr = GetAttrIn{}, AttrOut{}
 	if err := fs.GetAttr(op, node, &op.in.getAttr, &op.attr); err != nil {
 		return err
 	}
-	*out = Entry{Node: node, Attr: op.attr.Attr}
+	*out = Entry{Node: node, AttrTimeout: op.attr.Timeout, Attr: op.attr.Attr}
 	return nil
 }

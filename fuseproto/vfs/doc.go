@@ -15,10 +15,11 @@
 // mount at "/", pseudo directories are laid over its root, where it has no such
 // name.
 //
-// virtio-fs has no notifications, so what may change is never cached by the
-// guest: entries and attributes of pseudo directories and of mounts' roots have
-// time-outs of 0, absent names there are ENOENT and not negative entries, and
-// their listings are not kept. Inside a mount its file system decides.
+// virtio-fs has no notifications, so no name that may change is cached by the guest:
+// entries of pseudo directories and of mounts' roots have time-outs of 0, absent
+// names there are ENOENT and not negative entries, and their listings are not kept.
+// Attributes of pseudo directories and of mounts' roots last a second: the guest
+// needs them at every path that it walks. Inside a mount its file system decides.
 //
 // Ownership: a table is immutable and published by an atomic pointer; requests
 // read it without a lock. Each mount counts the requests in it; one that is

@@ -54,9 +54,23 @@ func (m *mount) overlaid(index uint64) bool {
 	return m.id != 0 && index == m.root && m.node == fuseproto.RootID && !m.static
 }
 
-// volatile tells whether nothing of the node itself may be cached by the guest:
-// it is a mount's root.
+// volatile tells whether the guest may not keep the way to a node: it is a mount's
+// root, and by that name there may be another one next.
 func (m *mount) volatile(index uint64) bool { return index == m.root && !m.static }
+
+// shortly is how long the guest may keep attributes of directories that come and go
+// with mounts. With no time at all it would ask for those of its root, to see whether
+// it may pass through, at every path that it walks.
+var shortly = fuseproto.Timeout{Sec: 1}
+
+// attrTimeout is how long the guest may keep attributes for which the file system
+// allows t.
+func (m *mount) attrTimeout(index uint64, t fuseproto.Timeout) fuseproto.Timeout {
+	if m.volatile(index) && t.Sec >= shortly.Sec {
+		return shortly
+	}
+	return t
+}
 
 // attr turns attributes of the node index into the tree's.
 func (m *mount) attr(index uint64, a *fuseproto.Attr) {
@@ -75,7 +89,8 @@ func (m *mount) entry(e *fuseproto.Entry) error {
 		return fmt.Errorf("mount %s: index %#x has more than %d bits", m.path, e.Node, indexBits)
 	}
 	if m.volatile(e.Node) {
-		e.EntryTimeout, e.AttrTimeout = fuseproto.Timeout{}, fuseproto.Timeout{}
+		e.EntryTimeout = fuseproto.Timeout{}
+		e.AttrTimeout = m.attrTimeout(e.Node, e.AttrTimeout)
 	}
 	m.attr(e.Node, &e.Attr)
 	e.Node = m.nodes.Node(e.Node)

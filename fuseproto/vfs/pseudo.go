@@ -55,7 +55,7 @@ func (p *pseudo) GetAttr(_ *fuseproto.Op, index uint64, _ *fuseproto.GetAttrIn, 
 	if err != nil {
 		return err
 	}
-	*out = fuseproto.AttrOut{Attr: d.attr()}
+	*out = fuseproto.AttrOut{Timeout: shortly, Attr: d.attr()}
 	return nil
 }
 

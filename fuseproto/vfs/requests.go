@@ -50,8 +50,8 @@ func (v *FS) enterBoth(op *fuseproto.Op, node, other uint64) (m *mount, index, o
 	return nil, 0, 0, err
 }
 
-// nodeEntry fills out with an entry for a node that must not be cached: a pseudo
-// directory or the root of a mount.
+// nodeEntry fills out with an entry whose name must not be cached: that of a pseudo
+// directory or of the root of a mount.
 func (v *FS) nodeEntry(op *fuseproto.Op, node uint64, out *fuseproto.Entry) error {
 	m, index, err := v.enter(op, node)
 	if err != nil {
@@ -178,9 +178,7 @@ func (m *mount) attrOut(index uint64, out *fuseproto.AttrOut, err error) error {
 	if err != nil {
 		return err
 	}
-	if m.volatile(index) {
-		out.Timeout = fuseproto.Timeout{}
-	}
+	out.Timeout = m.attrTimeout(index, out.Timeout)
 	m.attr(index, &out.Attr)
 	return nil
 }

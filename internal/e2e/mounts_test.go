@@ -82,6 +82,7 @@ file=$(find /mnt/goes -type f -size +0 | head -n 1)
 [ -n "$file" ] || exit 1
 exec 5<"$file" 6<"/mnt/goes"
 step umount
+sleep 2 # attributes of its root last a second
 stat -L /proc/self/fd/6 >/dev/null 2>/tmp/err && { echo "a folder of it is still there"; exit 1; }
 grep -qi 'stale' /tmp/err || { echo "not ESTALE: $(cat /tmp/err)"; exit 1; }
 ls /mnt/goes 2>/dev/null && { echo "its name is still there"; exit 1; }
