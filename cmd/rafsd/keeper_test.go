@@ -354,7 +354,7 @@ func TestTransportL52_UpgradeUnderLoad(t *testing.T) {
 func TestTransportL48_KilledWhileTheVMMTalks(t *testing.T) {
 	rounds := 12
 	if os.Getenv("RAFSD_LONG") == "1" {
-		rounds = 1500
+		rounds = 400
 	}
 	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
 	file := someFile(t, v)
