@@ -64,7 +64,7 @@ func TestAPIUnderLoad(t *testing.T) {
 	rounds, turns := 1, 1
 	var other *process // only in the long form
 	if os.Getenv("RAFSD_LONG") == "1" {
-		rounds, turns = 10, 3
+		rounds, turns = 10, 6
 		other = launch(t, options{binary: binary}, strings.Fields(kataGo)...)
 		other.ready()
 	}
