@@ -61,11 +61,26 @@ fuzz: ## run every fuzz target for FUZZTIME (default 3m) each
 	  done; \
 	done
 
+NYDUSD      ?=
+
 .PHONY: bench
-bench: build ## benchmarks of the library, then rafsd beside virtiofsd and a null back-end
-	$(GO) test -run '^$$' -bench . -benchmem ./vhostuser/... ./fuseproto/... ./rafs/... ./blobstore/... ./shim-integration/daemon
-	$(GO) run ./internal/vmm/cmd/vmmbench -compare -rafsd $(BIN)/rafsd
+bench: build ## rafsd beside virtiofsd, nydusd (NYDUSD=path) and the floor: table, CSV, chart; under ten minutes
+	CGO_ENABLED=0 $(GO) build -o $(BIN)/vmmbench ./internal/vmm/cmd/vmmbench
+	$(BIN)/vmmbench -part rows,blocked,images -rafsd $(BIN)/rafsd $(if $(NYDUSD),-nydusd $(NYDUSD)) -rounds 11 -time 120ms -patience 2m -out docs/benchmarks
+
+.PHONY: bench-guest
+bench-guest: build ## guests on rafsd and on virtiofsd: find, tar, random reads, and requests for each file
+	CGO_ENABLED=0 $(GO) build -o $(BIN)/vmmbench ./internal/vmm/cmd/vmmbench
+	$(BIN)/vmmbench -part guest -rafsd $(BIN)/rafsd -rounds 4
+
+.PHONY: bench-shared
+bench-shared: build ## shared folders, written to, beside virtiofsd; throughput by queues and depth
 	$(GO) run ./internal/vmm/cmd/vmmbench -compare -passthrough -rafsd $(BIN)/rafsd
+	$(GO) run ./internal/vmm/cmd/vmmbench -scale -rafsd $(BIN)/rafsd -svg docs/scaling.svg
+
+.PHONY: bench-library
+bench-library: ## Go benchmarks of the library
+	$(GO) test -run '^$$' -bench . -benchmem ./vhostuser/... ./fuseproto/... ./rafs/... ./blobstore/... ./shim-integration/daemon
 
 .PHONY: soak
 soak: ## long random load (10^6 requests and more; half an hour of guests that come and go while workers die)

@@ -21,14 +21,30 @@ func OwnCPU() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// ownWait is how long this process's threads were ready to run and got no processor.
+func ownWait() time.Duration {
+	_, waited, err := threadsTimes(os.Getpid())
+	if err != nil {
+		return 0
+	}
+	return waited
+}
+
 // ProcessCPU is the processor time that the process pid, with its children, has
 // used so far. It is the scheduler's own count in nanoseconds where the kernel
 // shows that, summed over the threads that live; else clock ticks.
 func ProcessCPU(pid int) (time.Duration, error) {
-	sum, err := threadsCPU(pid)
+	used, _, err := processTimes(pid)
+	return used, err
+}
+
+// processTimes is ProcessCPU, and how long threads were ready to run and got no
+// processor, as far as the kernel shows that.
+func processTimes(pid int) (sum, waited time.Duration, err error) {
+	sum, waited, err = threadsTimes(pid)
 	if err != nil {
 		if sum, err = ticksCPU(pid); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
@@ -42,32 +58,33 @@ func ProcessCPU(pid int) (time.Duration, error) {
 			if err != nil {
 				continue
 			}
-			if d, err := ProcessCPU(child); err == nil {
+			if d, w, err := processTimes(child); err == nil {
 				sum += d
+				waited += w
 			}
 		}
 	}
-	return sum, nil
+	return sum, waited, nil
 }
 
-func threadsCPU(pid int) (sum time.Duration, err error) {
+func threadsTimes(pid int) (sum, waited time.Duration, err error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil || len(threads) == 0 {
-		return 0, fmt.Errorf("process %d has no schedstat", pid)
+		return 0, 0, fmt.Errorf("process %d has no schedstat", pid)
 	}
 	for _, name := range threads {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			continue
 		}
-		first, _, _ := strings.Cut(string(b), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", name, err)
+		var ns, late int64
+		if _, err := fmt.Sscan(string(b), &ns, &late); err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", name, err)
 		}
 		sum += time.Duration(ns)
+		waited += time.Duration(late)
 	}
-	return sum, nil
+	return sum, waited, nil
 }
 
 func ticksCPU(pid int) (time.Duration, error) {

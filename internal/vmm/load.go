@@ -6,22 +6,37 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // Load is a stream of equal requests, to be measured.
 type Load struct {
-	Op     Opcode // OpGetattr, OpLookup, OpRead or OpWrite; with Files OpCreate, OpRename or OpUnlink
-	NodeID uint64 // what to ask about; of LOOKUP the directory
-	Name   string // of LOOKUP
+	Op     Opcode // OpGetattr, OpLookup, OpReaddirplus, OpRead or OpWrite; with Files OpCreate, OpRename or OpUnlink
+	NodeID uint64 // what to ask about; of LOOKUP and READDIRPLUS the directory
+	// Nodes, if there are any, are asked about in turn, instead of NodeID.
+	Nodes []uint64
+
+	// Name is of LOOKUP. With Names it ends in eight digits, in place of which each
+	// request has another number below Names. Absent says that no such name is there.
+	Name   string
+	Names  int
+	Absent bool
 
 	// Size is how much each READ or WRITE moves; they go through the file of FileSize
 	// bytes again and again, whole pieces only, or jump about in it if Random is set.
-	// Fh is the handle, 0 with zero-message open.
+	// Fh is the handle, 0 with zero-message open. Of READDIRPLUS Size is the room for
+	// entries; each place in flight goes through the directory again and again, with
+	// a handle of its own if there are Fhs.
 	Size     int
 	FileSize uint64
 	Fh       uint64
+	Fhs      []uint64
 	Random   bool
+
+	// Held are sent first of all, once, on the first queue, and are not waited for.
+	// While one of them has not been answered the Loader must not be closed.
+	Held []HeldRead
 
 	// Files, if set, are what is made, renamed or removed: each unit of the load is all
 	// that a guest sends for one file, and is counted as one request.
@@ -34,13 +49,22 @@ type Load struct {
 	PID int
 }
 
+// HeldRead is a READ that may take as long as it wants.
+type HeldRead struct {
+	NodeID, Fh, Offset uint64
+	Size               int
+}
+
 // Result is what was measured in one run.
 type Result struct {
 	Requests uint64
+	Entries  uint64 // that READDIRPLUS brought
+	Returned int    // of Load.Held, those that were answered so far
 	Elapsed  time.Duration
 	Latency  Histogram     // from Add to the moment the reply was reaped
 	Front    time.Duration // processor time of this process
 	Back     time.Duration // processor time of the back-end
+	Waited   time.Duration // that threads of both had no processor though they were ready
 	Kicks    uint64
 	Calls    uint64
 }
@@ -61,6 +85,8 @@ func (r *Result) Per(total time.Duration) time.Duration {
 // with a back-end whose allocations are counted.
 type Loader struct {
 	load    Load
+	held    []*loadSlot
+	sent    bool // held
 	vm      *VM
 	workers []*loadWorker
 }
@@ -76,10 +102,13 @@ type loadWorker struct {
 	unique uint64
 	offset uint64
 	random uint64
-	file   int // the next of load.Files
-	epoch  time.Time
-	hist   Histogram
-	err    error
+	file   int // the next of load.Files, or of load.Nodes
+	// What was counted: entries in this run, answers to load.Held since the first.
+	entries  uint64
+	returned int
+	epoch    time.Time
+	hist     Histogram
+	err      error
 }
 
 // loadUnit is what is counted as one: a request, or the requests for one file, each
@@ -89,6 +118,7 @@ type loadUnit struct {
 	at     int // the step that is on its way
 	file   int
 	nodeID uint64 // of the file
+	offset uint64 // where a listing goes on
 	since  time.Duration
 }
 
@@ -118,6 +148,10 @@ func (vm *VM) NewLoader(load Load) (*Loader, error) {
 		return nil, fmt.Errorf("a load on %d queues of %d", load.Queues, vm.Configured)
 	case (load.Op == OpRead || load.Op == OpWrite) && (load.Size <= 0 || load.FileSize < uint64(load.Size)):
 		return nil, fmt.Errorf("a load of %vs of %d bytes in a file of %d", load.Op, load.Size, load.FileSize)
+	case load.Op == OpReaddirplus && (load.Size < entrySize+direntSize || len(load.Fhs) > 0 && len(load.Fhs) < load.InFlight*load.Queues):
+		return nil, fmt.Errorf("a load of listings with %d bytes of room and %d handles", load.Size, len(load.Fhs))
+	case load.Names > 0 && len(load.Name) < 8:
+		return nil, fmt.Errorf("a load of names like %q has no place for a number", load.Name)
 	case load.Files != nil && load.Queues > 1:
 		return nil, errors.New("a load of files uses one queue")
 	case load.Files != nil && load.Op != OpCreate && load.Op != OpRename && load.Op != OpUnlink:
@@ -142,12 +176,25 @@ func (vm *VM) NewLoader(load Load) (*Loader, error) {
 					l.Close()
 					return nil, err
 				}
+				if len(load.Fhs) > 0 {
+					binary.LittleEndian.PutUint64(s.args, load.Fhs[i*load.InFlight+len(w.units)-1])
+				}
 				s.unit = u
 				u.steps = append(u.steps, s)
 			}
 		}
 		w.idle = make([]*loadUnit, 0, load.InFlight)
-		w.batch = make([]*Chain, 0, load.InFlight)
+		w.batch = make([]*Chain, 0, load.InFlight+len(load.Held))
+	}
+	for _, h := range load.Held {
+		one := Load{Op: OpRead, NodeID: h.NodeID, Fh: h.Fh, Size: h.Size}
+		s, err := newLoadSlot(vm.Memory, &one, OpRead)
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		binary.LittleEndian.PutUint64(s.args[8:], h.Offset)
+		l.held = append(l.held, s)
 	}
 	return l, nil
 }
@@ -170,7 +217,7 @@ func newLoadSlot(mem *Memory, load *Load, op Opcode) (*loadSlot, error) {
 		args, fixed = make([]byte, 16), attrOutSize
 	case op == OpLookup:
 		args, fixed = pack(load.Name), entrySize
-	case op == OpRead:
+	case op == OpRead || op == OpReaddirplus:
 		args, pages = readIn(load.Fh, 0, load.Size), load.Size
 	case op == OpWrite:
 		args, fixed, data = writeIn(load.Fh, 0, load.Size, 0), 8, load.Size
@@ -255,14 +302,17 @@ func (l *Loader) Close() {
 		}
 		w.units = nil
 	}
+	for _, s := range l.held {
+		s.free(l.vm.Memory)
+	}
+	l.held = nil
 }
 
 // Run sends count requests or, if count is 0, as many as fit into duration; with
 // Files it goes once through all of them. When ctx ends, Run ends with what is then in flight unanswered.
 func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) (*Result, error) {
 	r := &Result{}
-	var back time.Duration
-	var err error
+	var back, waited time.Duration
 	if l.load.Files != nil {
 		count = uint64(l.load.Files.Count)
 		if err := l.load.Files.begin(l.load.Op); err != nil {
@@ -270,9 +320,11 @@ func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) 
 		}
 	}
 	if l.load.PID != 0 {
-		if back, err = ProcessCPU(l.load.PID); err != nil {
+		var err error
+		if back, waited, err = processTimes(l.load.PID); err != nil {
 			return nil, err
 		}
+		waited += ownWait()
 	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, w := range l.workers {
@@ -284,6 +336,14 @@ func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) 
 	for _, w := range l.workers {
 		kicks += w.queue.Kicks()
 		calls += w.queue.Calls()
+	}
+	if !l.sent {
+		l.sent = true
+		for _, s := range l.held {
+			if err := l.workers[0].queue.Submit(&s.Chain); err != nil {
+				return nil, err
+			}
+		}
 	}
 	front, start := OwnCPU(), time.Now()
 	var group sync.WaitGroup
@@ -298,17 +358,19 @@ func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) 
 	r.Elapsed = time.Since(start)
 	r.Front = OwnCPU() - front
 	if l.load.PID != 0 {
-		now, err := ProcessCPU(l.load.PID)
+		used, now, err := processTimes(l.load.PID)
 		if err != nil {
 			return nil, err
 		}
-		r.Back = now - back
+		r.Back, r.Waited = used-back, now+ownWait()-waited
 	}
 	for _, w := range l.workers {
 		if w.err != nil {
 			return nil, w.err
 		}
 		r.Latency.Merge(&w.hist)
+		r.Entries += w.entries
+		r.Returned += w.returned
 		r.Kicks += w.queue.Kicks()
 		r.Calls += w.queue.Calls()
 	}
@@ -321,7 +383,7 @@ func (l *Loader) Run(ctx context.Context, count uint64, duration time.Duration) 
 // run is the worker's loop: fill, reap, and sleep on the call descriptor when
 // there is nothing to do.
 func (w *loadWorker) run(count uint64, timed bool, duration time.Duration) error {
-	w.hist = Histogram{}
+	w.hist, w.entries = Histogram{}, 0
 	w.idle = append(w.idle[:0], w.units...)
 	w.file = 0
 	now := time.Since(w.epoch)
@@ -362,10 +424,14 @@ func (w *loadWorker) run(count uint64, timed bool, duration time.Duration) error
 		now = time.Since(w.epoch)
 		for _, c := range w.batch {
 			s := c.Owner.(*loadSlot)
+			u := s.unit
+			if u == nil {
+				w.returned++
+				continue
+			}
 			if err := w.check(s); err != nil {
 				return err
 			}
-			u := s.unit
 			if w.load.Files != nil {
 				w.load.Files.took(s)
 			}
@@ -388,11 +454,18 @@ func (w *loadWorker) send(u *loadUnit) error {
 	w.unique += 2
 	s.unique = w.unique
 	binary.LittleEndian.PutUint64(s.head[8:], s.unique)
+	if n := len(w.load.Nodes); n > 0 {
+		binary.LittleEndian.PutUint64(s.head[16:], w.load.Nodes[u.file%n])
+	}
 	switch {
 	case w.load.Files != nil:
 		w.load.Files.prepare(s)
 	case s.op == OpRead || s.op == OpWrite:
 		binary.LittleEndian.PutUint64(s.args[8:], w.place())
+	case s.op == OpReaddirplus:
+		binary.LittleEndian.PutUint64(s.args[8:], u.offset)
+	case w.load.Names > 0:
+		digits(s.args, len(s.args)-1, int(w.next()%uint64(w.load.Names)))
 	}
 	return w.queue.Submit(&s.Chain)
 }
@@ -401,10 +474,7 @@ func (w *loadWorker) send(u *loadUnit) error {
 func (w *loadWorker) place() uint64 {
 	size := uint64(w.load.Size)
 	if w.load.Random {
-		w.random ^= w.random << 13 // xorshift: the same places in every run
-		w.random ^= w.random >> 7
-		w.random ^= w.random << 17
-		return w.random % (w.load.FileSize / size) * size
+		return w.next() % (w.load.FileSize / size) * size
 	}
 	if w.offset+size > w.load.FileSize {
 		w.offset = 0
@@ -412,6 +482,14 @@ func (w *loadWorker) place() uint64 {
 	at := w.offset
 	w.offset += size
 	return at
+}
+
+// next is a random number, by xorshift: the same ones in every run.
+func (w *loadWorker) next() uint64 {
+	w.random ^= w.random << 13
+	w.random ^= w.random >> 7
+	w.random ^= w.random << 17
+	return w.random
 }
 
 // check holds the reply's header against what a good reply is.
@@ -427,12 +505,59 @@ func (w *loadWorker) check(s *loadSlot) error {
 	switch {
 	case unique != s.unique:
 		return violation("load: unique %d was answered with %d", s.unique, unique)
+	case w.load.Absent && errno == -int32(syscall.ENOENT) && length == outHeaderSize && s.Used() == length:
+	case w.load.Absent && (errno != 0 || length != s.want || le.Uint64(s.body) != 0):
+		return fmt.Errorf("load: %v of an absent name was answered with errno %d and %d bytes", s.op, -errno, length)
 	case errno != 0:
 		return fmt.Errorf("load: %v was answered with errno %d", s.op, -errno)
+	case s.op == OpReaddirplus && length <= s.want && s.Used() == length:
+		return w.listed(s, int(length)-outHeaderSize)
 	case length != s.want || s.Used() != s.want:
 		return violation("load: a reply of %d bytes (used.len %d), not %d", length, s.Used(), s.want)
 	case s.op == OpWrite && int(le.Uint32(s.body)) != int(le.Uint32(s.args[16:])):
 		return violation("load: a WRITE of %d bytes took %d", le.Uint32(s.args[16:]), le.Uint32(s.body))
 	}
 	return nil
+}
+
+// listed goes through n bytes of entries to find where the listing goes on. What the
+// records hold is aligned to 8 bytes, so that none of it lies across two pages.
+func (w *loadWorker) listed(s *loadSlot, n int) error {
+	s.unit.offset = 0 // after the last entries from the start again
+	for at := 0; at < n; w.entries++ {
+		if at+entrySize+direntSize > n {
+			return violation("load: a listing ends in %d bytes of a record", n-at)
+		}
+		off := at + entrySize + 8
+		name := off + 8
+		s.unit.offset = binary.LittleEndian.Uint64(s.pages[off/PageSize].Bytes[off%PageSize:])
+		length := binary.LittleEndian.Uint32(s.pages[name/PageSize].Bytes[name%PageSize:])
+		at += (entrySize + direntSize + int(min(length, 1024)) + 7) &^ 7
+	}
+	return nil
+}
+
+// Copy moves what Run's READs move, from src to the same pages in the same order,
+// with nothing but a copy loop: what no back-end can do without. It takes one
+// processor for that long.
+func (l *Loader) Copy(src []byte, duration time.Duration) (*Result, error) {
+	if l.load.Op != OpRead || uint64(len(src)) < l.load.FileSize {
+		return nil, fmt.Errorf("a copy of %v from %d bytes", l.load.Op, len(src))
+	}
+	w, r := l.workers[0], &Result{}
+	used, start := OwnCPU(), time.Now()
+	for last := time.Duration(0); last < duration; {
+		for _, u := range w.units {
+			at := w.place()
+			for _, p := range u.steps[0].pages {
+				at += uint64(copy(p.Bytes, src[at:]))
+			}
+			r.Elapsed = time.Since(start)
+			r.Latency.Add(r.Elapsed - last)
+			last = r.Elapsed
+		}
+	}
+	r.Back = OwnCPU() - used
+	r.Requests = r.Latency.Count()
+	return r, nil
 }

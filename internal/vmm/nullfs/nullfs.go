@@ -1,5 +1,5 @@
 // Package nullfs is a back-end that does as little as a back-end can: a file system
-// of one file, served from constants on the vhostuser library. It is the floor that
+// of one file, and of 10,000 names for it in each listing, served from constants on the vhostuser library. It is the floor that
 // other back-ends are measured against: what the front-end, the wake-ups and the
 // ring cost without any file system behind them. READ copies into the guest's pages
 // once, from memory that stays in the cache, as any back-end must at least.
@@ -11,15 +11,19 @@ package nullfs
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
+	"sync"
 
 	"github.com/rafsd/rafsd/vhostuser"
 )
 
-// The file system: one file in the root.
+// The file system: one file in the root, Name and any longer name that begins so. A
+// listing has Entries of these.
 const (
 	Name     = "file"
 	NodeID   = 2
 	FileSize = 64 << 20
+	Entries  = 10_000
 )
 
 const (
@@ -33,6 +37,7 @@ const (
 	opInit    = 26
 	opDestroy = 38
 	opForgets = 42
+	opListing = 44
 
 	enoent = -2
 	eio    = -5
@@ -41,7 +46,11 @@ const (
 )
 
 // Handler implements vhostuser.Handler. Its zero value is ready for use.
-type Handler struct{}
+type Handler struct {
+	// Hollow leaves the pages of a READ alone: what is left is the way to the
+	// back-end and back, to which a copy of the data can be added.
+	Hollow bool
+}
 
 // scratch stays with a request of the library, so that none is allocated.
 type scratch struct {
@@ -58,11 +67,30 @@ var content = func() []byte {
 	return b
 }()
 
+// record is the size of an entry of READDIRPLUS with a name of 13 bytes.
+const record = 128 + 24 + 16
+
+// listing is all entries, one behind the other.
+var listing = sync.OnceValue(func() []byte {
+	b := make([]byte, Entries*record)
+	le := binary.LittleEndian
+	for i := range Entries {
+		e := b[i*record:][:record]
+		entry(e)
+		le.PutUint64(e[128:], NodeID)
+		le.PutUint64(e[136:], uint64(i+1)*record)
+		le.PutUint32(e[144:], 13)
+		le.PutUint32(e[148:], 8) // DT_REG
+		copy(e[152:], fmt.Sprintf("%s-%08d", Name, i))
+	}
+	return b
+})
+
 // Content is the byte of the file at off.
 func Content(off uint64) byte { return content[off%uint64(len(content))] }
 
 // Serve implements vhostuser.Handler.
-func (Handler) Serve(r *vhostuser.Request) (written uint32, done bool) {
+func (h Handler) Serve(r *vhostuser.Request) (written uint32, done bool) {
 	s, ok := r.State.(*scratch)
 	if !ok {
 		s = new(scratch)
@@ -88,7 +116,20 @@ func (Handler) Serve(r *vhostuser.Request) (written uint32, done bool) {
 			errno = einval
 			break
 		}
-		return read(s, r.Writable(), le.Uint64(in[8:]), le.Uint32(in[16:])), true
+		off, size := le.Uint64(in[8:]), le.Uint32(in[16:])
+		if h.Hollow && off+uint64(size) <= FileSize {
+			putHeader(s, outHeader+size, 0)
+			copy(r.Writable()[0], s.out[:outHeader])
+			return outHeader + size, true
+		}
+		return read(s, r.Writable(), off, FileSize, size, content), true
+	case opListing:
+		if len(in) < 20 {
+			errno = einval
+			break
+		}
+		all := listing()
+		return read(s, r.Writable(), le.Uint64(in[8:]), uint64(len(all)), le.Uint32(in[16:])/record*record, all), true
 	case opGetattr:
 		body = body[:104]
 		clear(body)
@@ -101,10 +142,7 @@ func (Handler) Serve(r *vhostuser.Request) (written uint32, done bool) {
 		}
 		body = body[:128]
 		clear(body)
-		le.PutUint64(body, NodeID)
-		le.PutUint64(body[16:], 1<<32)
-		le.PutUint64(body[24:], 1<<32)
-		attr(body[40:], NodeID)
+		entry(body)
 	case opInit:
 		if len(in) < 16 {
 			errno = einval
@@ -161,12 +199,13 @@ func putHeader(s *scratch, length uint32, errno int32) {
 	copy(s.out[8:16], s.in[8:16])
 }
 
-// read answers READ: the content straight into the segments, behind the header.
-func read(s *scratch, segs [][]byte, off uint64, size uint32) uint32 {
-	if off >= FileSize {
+// read answers READ and READDIRPLUS: of total bytes, which are content again and
+// again, those at off straight into the segments, behind the header.
+func read(s *scratch, segs [][]byte, off, total uint64, size uint32, content []byte) uint32 {
+	if off >= total {
 		return reply(s, segs, 0, 0)
 	}
-	left := min(uint64(size), FileSize-off)
+	left := min(uint64(size), total-off)
 	head := s.out[:outHeader]
 	written := uint64(outHeader)
 	for i, seg := range segs {
@@ -184,6 +223,14 @@ func read(s *scratch, segs [][]byte, off uint64, size uint32) uint32 {
 	putHeader(s, uint32(written), 0)
 	copy(segs[0], head)
 	return uint32(written)
+}
+
+func entry(b []byte) {
+	le := binary.LittleEndian
+	le.PutUint64(b, NodeID)
+	le.PutUint64(b[16:], 1<<32)
+	le.PutUint64(b[24:], 1<<32)
+	attr(b[40:], NodeID)
 }
 
 func attr(b []byte, node uint64) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/vmm"
 	"github.com/rafsd/rafsd/internal/vmm/nullfs"
+	"github.com/rafsd/rafsd/vhostuser"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +33,7 @@ func start(t testing.TB, queues int) string {
 	sock := filepath.Join(t.TempDir(), "n.sock")
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- nullfs.Serve(ctx, sock, queues) }()
+	go func() { done <- nullfs.Serve(ctx, sock, nullfs.Options{Queues: queues}) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -99,10 +100,43 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// TestListing: all entries are there once, and each of them can be looked up.
+func TestListing(t *testing.T) {
+	vm := dial(t, start(t, 1), vmm.Options{})
+	ctx := testContext(t)
+	c, err := vm.Mount(ctx, vmm.Linux72)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for off := uint64(0); ; {
+		list, err := c.ReaddirPlus(ctx, vmm.RootID, 0, off, 32<<10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) == 0 {
+			break
+		}
+		for _, e := range list {
+			if want := fmt.Sprintf("%s-%08d", nullfs.Name, n); e.Name != want || e.Entry.NodeID != nullfs.NodeID {
+				t.Fatalf("entry %d is %+v, want %s", n, e, want)
+			}
+			n++
+		}
+		off = list[len(list)-1].Off
+	}
+	if n != nullfs.Entries {
+		t.Errorf("%d entries, want %d", n, nullfs.Entries)
+	}
+	if e, err := c.Lookup(ctx, vmm.RootID, nullfs.Name+"-00000007"); err != nil || e.NodeID != nullfs.NodeID {
+		t.Errorf("Lookup = node %d, %v", e.NodeID, err)
+	}
+}
+
 // TestProcess measures a null back-end in a process of its own.
 func TestProcess(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "n.sock")
-	p, err := nullfs.Start(sock, 2)
+	p, err := nullfs.Start(sock, nullfs.Options{Queues: 2, Poll: vhostuser.PollOff, Hollow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +150,9 @@ func TestProcess(t *testing.T) {
 	if _, err := vm.Mount(ctx, vmm.Linux72); err != nil {
 		t.Fatal(err)
 	}
-	l, err := vm.NewLoader(vmm.Load{Op: vmm.OpGetattr, NodeID: nullfs.NodeID, InFlight: 4, Queues: 2, PID: p.PID()})
+	l, err := vm.NewLoader(vmm.Load{
+		Op: vmm.OpRead, NodeID: nullfs.NodeID, Size: 64 << 10, FileSize: nullfs.FileSize, InFlight: 4, Queues: 2, PID: p.PID(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser"
 )
@@ -20,7 +21,16 @@ import (
 const (
 	socketVariable = "VMM_NULLFS_SOCKET"
 	queuesVariable = "VMM_NULLFS_QUEUES"
+	pollVariable   = "VMM_NULLFS_POLL"
+	hollowVariable = "VMM_NULLFS_HOLLOW"
 )
+
+// Options of a null back-end.
+type Options struct {
+	Queues int           // request queues
+	Poll   time.Duration // as vhostuser.Options.Poll
+	Hollow bool          // READ says that it has filled the pages, and leaves them alone
+}
 
 // RunIfAsked turns this process into a null back-end if it was started as one by
 // Start, and does not return then. Programs that use Start call it first thing.
@@ -32,9 +42,14 @@ func RunIfAsked() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	vhostuser.Reserve()
+	o := Options{Hollow: os.Getenv(hollowVariable) != ""}
 	queues, err := strconv.Atoi(os.Getenv(queuesVariable))
 	if err == nil {
-		err = Serve(ctx, sock, queues)
+		o.Queues = queues
+		o.Poll, err = time.ParseDuration(os.Getenv(pollVariable))
+	}
+	if err == nil {
+		err = Serve(ctx, sock, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "nullfs:", err)
@@ -43,10 +58,10 @@ func RunIfAsked() {
 	os.Exit(0)
 }
 
-// Serve serves a null back-end with request queues at sock until ctx ends.
-func Serve(ctx context.Context, sock string, queues int) error {
+// Serve serves a null back-end at sock until ctx ends.
+func Serve(ctx context.Context, sock string, o Options) error {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	s, err := vhostuser.NewServer(Handler{}, vhostuser.Options{Queues: queues + 1, Log: log})
+	s, err := vhostuser.NewServer(Handler{Hollow: o.Hollow}, vhostuser.Options{Queues: o.Queues + 1, Poll: o.Poll, Log: log})
 	if err != nil {
 		return err
 	}
@@ -63,13 +78,16 @@ type Process struct {
 }
 
 // Start runs this program again as a null back-end at sock.
-func Start(sock string, queues int) (*Process, error) {
+func Start(sock string, o Options) (*Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("null back-end: %w", err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), socketVariable+"="+sock, queuesVariable+"="+strconv.Itoa(queues))
+	cmd.Env = append(os.Environ(), socketVariable+"="+sock, queuesVariable+"="+strconv.Itoa(o.Queues), pollVariable+"="+o.Poll.String())
+	if o.Hollow {
+		cmd.Env = append(cmd.Env, hollowVariable+"=1")
+	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("null back-end: %w", err)

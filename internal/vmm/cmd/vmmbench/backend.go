@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,12 +24,24 @@ type backend struct {
 	pid    int
 	stop   func()
 	vm     *vmm.VM
+	client *vmm.Client // until the first load
 	file   vmm.Entry
 	fh     uint64
 	parent uint64
+	dir    string             // the folder of many names, "" if it has none
 	base   string             // name of the file in its folder
 	sets   map[int]*vmm.Files // by the number in flight
+	label  string             // what it stands for in a report, if not its name
+	copy   []byte             // it is no back-end, but a loop that copies from here
+
+	nodes func(row) []uint64 // what is asked about in turn, nil: always the file
+
+	many    uint64   // the folder of many names, if the back-end was asked for it
+	handles []uint64 // of it
 }
+
+// shown is the name in reports.
+func (b *backend) shown() string { return cmp.Or(b.label, b.name) }
 
 // start runs a back-end in dir and mounts what it serves.
 func start(ctx context.Context, b spec, dir, served, file string) (*backend, error) {
@@ -47,7 +60,7 @@ func start(ctx context.Context, b spec, dir, served, file string) (*backend, err
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", b.name, err)
 	}
-	out := &backend{name: b.name, queues: b.queues, pid: cmd.Process.Pid, stop: func() { end(cmd) }}
+	out := &backend{name: b.name, label: b.label, queues: b.queues, dir: b.many, pid: cmd.Process.Pid, stop: func() { end(cmd) }}
 	if err := out.mount(ctx, sock, file); err != nil {
 		out.close()
 		return nil, fmt.Errorf("%s: %w\n%s", b.name, err, said.String())
@@ -64,13 +77,13 @@ func end(cmd *exec.Cmd) {
 }
 
 // startNull runs the null back-end.
-func startNull(ctx context.Context, dir string, queues int) (*backend, error) {
-	sock := filepath.Join(dir, "null.sock")
-	p, err := nullfs.Start(sock, queues)
+func startNull(ctx context.Context, dir, name string, o nullfs.Options) (*backend, error) {
+	sock := filepath.Join(dir, name+".sock")
+	p, err := nullfs.Start(sock, o)
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{name: "null", queues: queues, pid: p.PID(), stop: func() { _ = p.Stop() }}
+	b := &backend{name: name, queues: o.Queues, dir: "/", pid: p.PID(), stop: func() { _ = p.Stop() }}
 	if err := b.mount(ctx, sock, nullfs.Name); err != nil {
 		b.close()
 		return nil, fmt.Errorf("null: %w", err)
@@ -81,6 +94,7 @@ func startNull(ctx context.Context, dir string, queues int) (*backend, error) {
 func (b *backend) mount(ctx context.Context, sock, file string) (err error) {
 	b.vm, err = vmm.Dial(ctx, sock, vmm.Options{
 		Sequence: vmm.QEMU11, RequestQueues: b.queues, Patient: true, Wait: 10 * time.Second,
+		Memory: vmm.Flat(256 << 20), // all loads of a comparison have their buffers at once
 	})
 	if err != nil {
 		return err
@@ -89,6 +103,7 @@ func (b *backend) mount(ctx context.Context, sock, file string) (err error) {
 	if err != nil {
 		return err
 	}
+	b.client = c
 	dir, name := filepath.Split("/" + file)
 	parent, err := c.Resolve(ctx, dir)
 	if err != nil {
@@ -112,6 +127,26 @@ func (b *backend) mount(ctx context.Context, sock, file string) (err error) {
 			return fmt.Errorf("read %s at %d: %w", file, off, err)
 		}
 	}
+	if b.dir != "" {
+		return b.list(ctx, c)
+	}
+	return nil
+}
+
+// list finds the folder of many names and opens it as often as loads need.
+func (b *backend) list(ctx context.Context, c *vmm.Client) error {
+	e, err := c.Resolve(ctx, b.dir)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", b.dir, err)
+	}
+	b.many = e.NodeID
+	for range mostInFlight {
+		open, err := c.Opendir(ctx, b.many)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", b.dir, err)
+		}
+		b.handles = append(b.handles, open.Fh)
+	}
 	return nil
 }
 
@@ -124,6 +159,10 @@ func (b *backend) close() {
 
 // loader prepares one kind of load.
 func (b *backend) loader(r row, count int) (*vmm.Loader, error) {
+	return b.vm.NewLoader(b.load(r, count))
+}
+
+func (b *backend) load(r row, count int) vmm.Load {
 	load := vmm.Load{
 		Op: r.op, NodeID: b.file.NodeID, Size: r.size, FileSize: b.file.Attr.Size, Fh: b.fh, Random: r.kind == random,
 		InFlight: r.inFlight, Queues: r.queues, PID: b.pid,
@@ -131,10 +170,19 @@ func (b *backend) loader(r row, count int) (*vmm.Loader, error) {
 	switch {
 	case r.kind == files:
 		load.Files = b.fileSet(r.inFlight, count)
+	case r.op == vmm.OpReaddirplus:
+		load.NodeID, load.Fhs = b.many, b.handles[:r.inFlight]
+	case r.kind == names:
+		load.NodeID, load.Name, load.Names = b.many, presentName(0), manyNames
+	case r.kind == absent:
+		load.NodeID, load.Name, load.Names, load.Absent = b.many, "none-00000000", manyNames, true
 	case r.op == vmm.OpLookup:
 		load.NodeID, load.Name = b.parent, b.base
 	}
-	return b.vm.NewLoader(load)
+	if b.nodes != nil {
+		load.Nodes = b.nodes(r)
+	}
+	return load
 }
 
 // fileSet is the set of the rows with so many in flight: all of them use one.

@@ -4,6 +4,8 @@
 //	vmmbench -compare -rafsd bin/rafsd
 //	vmmbench -compare -passthrough -rafsd bin/rafsd
 //	vmmbench -scale -rafsd bin/rafsd -svg scaling.svg
+//	vmmbench -part rows,blocked,images -rafsd bin/rafsd -out docs/benchmarks
+//	vmmbench -part guest -rafsd bin/rafsd
 //	vmmbench -dir /srv -file big -backend 'a=virtiofsd --socket-path {sock} --shared-dir {dir}' -null
 //
 // It measures in rounds; in each, every back-end gets each kind of load once, in
@@ -21,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,6 +51,11 @@ type settings struct {
 	queues   []int
 	only     string
 	csv      string
+	patience time.Duration
+	held     time.Duration
+	parts    []string
+	out      string
+	nydusd   string
 }
 
 // spec is a back-end to be started: its name, how many request queues it offers,
@@ -58,10 +66,15 @@ type spec struct {
 	argv   []string
 	env    []string
 	dir    string // what it serves, if not what all do
+	many   string // the folder of many names in it, if loads need that
+	label  string // in reports, if not the name
 }
 
 func main() {
 	nullfs.RunIfAsked()
+	if inGuest() {
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	s, err := parse(os.Args[1:])
@@ -100,6 +113,11 @@ func parse(args []string) (*settings, error) {
 	f.DurationVar(&s.time, "time", 300*time.Millisecond, "how long each load runs in each round")
 	queues := f.String("queues", "1", "request queues to measure with, a `list` such as 1,4")
 	f.StringVar(&s.only, "only", "", "measure only loads whose name begins with this `prefix`; files: those of small files")
+	parts := f.String("part", "", "parts of the benchmark of the transport, a `list` of "+strings.Join(partNames(), ", "))
+	f.DurationVar(&s.patience, "patience", 0, "how much `time` in all may be spent on taking samples again in which others had the processors")
+	f.DurationVar(&s.held, "held", 15*time.Second, "how long the fetch hangs in the part blocked, less than a minute")
+	f.StringVar(&s.out, "out", "", "with -part: write CSV files and charts into this `folder`")
+	f.StringVar(&s.nydusd, "nydusd", "", "with -part: compare with this `program` too")
 	f.StringVar(&s.csv, "csv", "", "write every sample to this `file`")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -111,7 +129,17 @@ func parse(args []string) (*settings, error) {
 		}
 		s.queues = append(s.queues, n)
 	}
+	if *parts != "" {
+		s.parts = strings.Split(*parts, ",")
+	}
+	for _, p := range s.parts {
+		if !slices.Contains(partNames(), p) {
+			return nil, fmt.Errorf("-part %q: want some of %s", *parts, strings.Join(partNames(), ", "))
+		}
+	}
 	switch {
+	case len(s.parts) > 0 && (s.rafsd == "" || s.compare || len(s.backends) > 0):
+		return nil, errors.New("-part needs -rafsd, and no other back-ends")
 	case f.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	case s.rounds < 2:
@@ -124,7 +152,7 @@ func parse(args []string) (*settings, error) {
 		return nil, errors.New("-passthrough is a kind of -compare")
 	case s.files < 1:
 		return nil, fmt.Errorf("-files %d: at least 1", s.files)
-	case !s.compare && !s.scaling && len(s.backends) == 0 && !s.null:
+	case !s.compare && !s.scaling && len(s.backends) == 0 && !s.null && len(s.parts) == 0:
 		return nil, errors.New("nothing to measure: -compare, -backend or -null")
 	}
 	return s, nil
