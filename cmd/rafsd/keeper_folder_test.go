@@ -114,12 +114,7 @@ func TestFolderWorkerKilled(t *testing.T) {
 		kills = 2000
 	}
 	dir := t.TempDir()
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	p := launch(t, options{stderr: log}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
 	p.ready()
 	if status, body := p.call("POST", "/api/v1/mount?mountpoint=/share", fmt.Sprintf(`{"fs_type":"passthrough_fs","source":%q,"config":""}`, dir)); status != 204 {
 		t.Fatalf("POST mount: %d %s", status, body)
@@ -163,11 +158,7 @@ func TestFolderWorkerKilled(t *testing.T) {
 	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
 		t.Error(err)
 	}
-	text, err := os.ReadFile(log.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(p.out.String()) {
 		if strings.Contains(line, "cannot be opened again") || strings.Contains(line, "cannot be found again") || strings.Contains(line, "cannot be told") {
 			t.Errorf("log: %s", line)
 		}
