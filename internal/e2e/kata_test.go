@@ -200,7 +200,12 @@ echo life is over
 			"stopped": func() {
 				for _, one := range containers {
 					k.call(t, d, http.MethodDelete, "/rafs/"+one.id+"/lowerdir", nil)
-					unmount(t, filepath.Join(host, one.id, "snapshotdir"))
+					at := filepath.Join(host, one.id, "snapshotdir")
+					if k.killer != nil {
+						k.killer.unmount(t, at)
+						continue
+					}
+					unmount(t, at)
 				}
 			},
 		}}
@@ -209,6 +214,7 @@ echo life is over
 				a.steps[name] = func() { k.killer.pause(step) }
 			}
 			k.killer.start(t, d)
+			defer k.killer.stop(t)
 		}
 		r := a.boot(t, c)
 		if k.killer != nil {

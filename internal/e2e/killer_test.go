@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rafsd/rafsd/internal/manifest"
 	"github.com/rafsd/rafsd/internal/testguest"
 	"github.com/rafsd/rafsd/internal/vmm"
@@ -26,6 +28,7 @@ type killer struct {
 	kills   int        // guarded by mu
 	ended   chan struct{}
 	stopped chan struct{}
+	once    sync.Once
 }
 
 func (k *killer) start(t *testing.T, d *rafsd) {
@@ -70,11 +73,28 @@ func (k *killer) pause(f func()) {
 	f()
 }
 
-// stop ends it and tells how much it has done.
+// unmount unmounts what a worker that was killed may keep busy: between opening a file
+// and saying so it leaves a handle that nobody has, until the session ends
+// (docs/architecture.md, "What survives a process").
+func (k *killer) unmount(t *testing.T, at string) {
+	t.Helper()
+	err := unix.Unmount(at, 0)
+	if err == unix.EBUSY {
+		t.Logf("%s is busy and unmounted lazily", at)
+		err = unix.Unmount(at, unix.MNT_DETACH)
+	}
+	if err != nil {
+		t.Errorf("umount %s: %v", at, err)
+	}
+}
+
+// stop ends it, the first time, and tells how much it has done.
 func (k *killer) stop(t *testing.T) int {
-	close(k.ended)
-	<-k.stopped
-	t.Logf("%d workers killed", k.kills)
+	k.once.Do(func() {
+		close(k.ended)
+		<-k.stopped
+		t.Logf("%d workers killed", k.kills)
+	})
 	return k.kills
 }
 
