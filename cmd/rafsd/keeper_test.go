@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rafsd/rafsd/internal/manifest"
 	"github.com/rafsd/rafsd/internal/testregistry"
 	"github.com/rafsd/rafsd/internal/vmm"
@@ -154,46 +156,7 @@ func TestTransportL49_DaemonKilledFrontEndReconnects(t *testing.T) {
 	if os.Getenv("RAFSD_LONG") == "1" {
 		kills = 2000
 	}
-	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
-	work, dir := shortDir(t), shortDir(t)
-	config := filepath.Join(work, "config.json")
-	if err := os.WriteFile(config, []byte(localConfig(v.blobs, work)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	begin := func() *process {
-		return launch(t, options{dir: dir}, "virtiofs", "--sock", "{sock}", "--keeper", "off", "--bootstrap", v.bootstrap, "--config", config)
-	}
-	p := begin()
-	ctx := testContext(t)
-	if os.Getenv("RAFSD_LONG") == "1" {
-		ctx = t.Context()
-	}
-	vm, err := vmm.Dial(ctx, p.sock, vmm.Options{Wait: patience, Sequence: vmm.CloudHypervisor, RequestQueues: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { vm.Close() })
-	c, err := vm.Mount(ctx, vmm.Linux612)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := startImageLoad(ctx, c, v, "", 6)
-	for range kills {
-		time.Sleep(rand.N(30 * time.Millisecond))
-		if err := p.cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		<-p.ended
-		p = begin()
-		if err := vm.Reconnect(ctx, p.sock); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l.end(t)
-	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
-		t.Error(err)
-	}
-	p.stop(syscall.SIGTERM)
+	reconnects(t, kills, func(*process) {}, "--keeper", "off")
 }
 
 // TestTransportL49_KeeperKilledFrontEndReconnects: a keeper may be killed too, and its
@@ -204,6 +167,12 @@ func TestTransportL49_KeeperKilledFrontEndReconnects(t *testing.T) {
 	if os.Getenv("RAFSD_LONG") == "1" {
 		kills = 300
 	}
+	reconnects(t, kills, func(p *process) { p.killWorkers(2, 20*time.Millisecond) })
+}
+
+// reconnects kills a daemon with these arguments again and again under load; the
+// front-end comes back to each next one, with which then is called.
+func reconnects(t *testing.T, kills int, then func(*process), args ...string) {
 	v := corpusVariant(t, "v6-dir-zstd-blake3-small")
 	work, dir := shortDir(t), shortDir(t)
 	config := filepath.Join(work, "config.json")
@@ -211,7 +180,7 @@ func TestTransportL49_KeeperKilledFrontEndReconnects(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := func() *process {
-		return launch(t, options{dir: dir}, "virtiofs", "--sock", "{sock}", "--bootstrap", v.bootstrap, "--config", config)
+		return launch(t, options{dir: dir}, append([]string{"virtiofs", "--sock", "{sock}", "--bootstrap", v.bootstrap, "--config", config}, args...)...)
 	}
 	p := begin()
 	ctx := t.Context()
@@ -235,7 +204,7 @@ func TestTransportL49_KeeperKilledFrontEndReconnects(t *testing.T) {
 		if err := vm.Reconnect(ctx, p.sock); err != nil {
 			t.Fatal(err)
 		}
-		p.killWorkers(2, 20*time.Millisecond)
+		then(p)
 	}
 	l.end(t)
 	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
@@ -547,4 +516,57 @@ func TestWorkerGoesWithItsKeeper(t *testing.T) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", worker))
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})
+}
+
+// TestFullDiskWhileWorkersDie: the cache's disk is full and workers are killed. What is
+// read meanwhile is right or an error, and all of it is right once there is room.
+func TestFullDiskWhileWorkersDie(t *testing.T) {
+	needRoot(t)
+	v := corpusVariant(t, "v6-dir-zstd-rootfs")
+	work := shortDir(t)
+	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(work, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	p := launch(t, options{}, "virtiofs", "--sock", "{sock}", "--apisock", "{api}")
+	p.ready()
+	p.mount("/image", v.bootstrap, localConfig(v.blobs, work))
+	vm, c := p.guest()
+	ctx := testContext(t)
+	read := func() (failed int) {
+		for _, e := range v.want {
+			if e.Type != manifest.Regular {
+				continue
+			}
+			switch data, err := readFile(ctx, c, "/image"+e.Path); {
+			case errors.Is(err, syscall.EIO):
+				failed++
+			case err != nil:
+				t.Fatal(err)
+			default:
+				if err := compareFile("/image", e, data); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return failed
+	}
+	for range 3 {
+		t.Logf("%d files cannot be read on the full disk", read())
+		p.killWorkers(2, 10*time.Millisecond)
+	}
+	if err := unix.Mount("tmpfs", work, "tmpfs", unix.MS_REMOUNT, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	if n := read(); n > 0 {
+		t.Errorf("%d files cannot be read though there is room", n)
+	}
+	if err := errors.Join(vm.Broken(), vm.Close()); err != nil {
+		t.Error(err)
+	}
+	p.stop(syscall.SIGTERM)
 }
